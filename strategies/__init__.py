@@ -1,0 +1,1 @@
+"""The plug-ins of SubFit: one file each, found by its name."""

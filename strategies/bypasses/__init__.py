@@ -1,0 +1,1 @@
+"""The bypasses of SubFit, one file each."""

@@ -1,0 +1,15 @@
+"""Nothing in the place of the branch."""
+
+from torch import nn
+
+from subfit.bypass import Bypass
+from subfit.modeling_subfit import Zero
+
+
+class Identity(Bypass):
+    """Adds nothing: the residual stream passes the site as it is (LLM-Drop, arXiv 2406.15786)."""
+
+    reads = "nothing"
+
+    def fit(self, site, moments, common) -> nn.Module:
+        return Zero()

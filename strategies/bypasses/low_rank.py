@@ -1,0 +1,29 @@
+"""A low-rank map in the place of the branch, with parameters of its own."""
+
+from typing import Literal
+
+from torch import nn
+
+from subfit.bypass import Bypass, linear_layer, rank_for
+from subfit.regression import centre, reduced_rank
+
+
+class LowRank(Bypass):
+    """x A B + b by reduced-rank regression, SubFit's bypass for Attention (arXiv 2606.02559).
+
+    Args:
+        rank: columns of A, or `auto`: as many as `share` allows.
+        share: added parameters as a share of the removed ones, for rank `auto`.
+        ridge: penalty on A B, relative to the mean variance of the inputs.
+    """
+
+    def __init__(self, rank: int | Literal["auto"] = "auto", share: float = 0.1, ridge: float = 1e-4):
+        self.rank = rank
+        self.share = share
+        self.ridge = ridge
+
+    def fit(self, site, moments, common) -> nn.Module:
+        rank = rank_for(self.rank, self.share * site.parameters, site.width, 2 * site.width, site.width)
+        c = centre(moments)
+        a, b = reduced_rank(c, rank, self.ridge)
+        return nn.Sequential(linear_layer(a), linear_layer(b, c.mean_y - c.mean_x @ a @ b))

@@ -1,0 +1,39 @@
+"""A low-rank map in the place of the branch, whose input basis all replaced sites share."""
+
+from typing import Literal
+
+from torch import nn
+
+from subfit.bypass import Bypass, linear_layer, rank_for
+from subfit.regression import centre, least_squares, project, shared_basis
+
+
+class SharedLowRank(Bypass):
+    """x A B_i + b_i with one A for all sites, SubFit's bypass for FeedForward (arXiv 2606.02559).
+
+    The shared part is paid once, so that the rank can be higher at the same number of added parameters. How the paper finds
+    A is not public; here it is the basis from which all sites together are best predicted (`regression.shared_basis`), and
+    each B_i is the least-squares map from it.
+
+    Args:
+        rank: columns of A, or `auto`: as many as `share` allows.
+        share: added parameters as a share of the removed ones, for rank `auto`.
+        ridge: penalty, relative to the mean variance of the inputs.
+    """
+
+    def __init__(self, rank: int | Literal["auto"] = "auto", share: float = 0.1, ridge: float = 1e-4):
+        self.rank = rank
+        self.share = share
+        self.ridge = ridge
+
+    def fit_group(self, sites, moments) -> nn.Linear:
+        allowance = self.share * sum(site.parameters for site in sites)
+        width, count = sites[0].width, len(sites)
+        rank = rank_for(self.rank, allowance, width * count, width * (1 + count), width)
+        return linear_layer(shared_basis(map(centre, moments), rank, self.ridge))
+
+    def fit(self, site, moments, common: nn.Linear) -> nn.Module:
+        basis = common.weight.detach().double().T
+        c = project(centre(moments), basis)
+        weight = least_squares(c, self.ridge)
+        return nn.Sequential(common, linear_layer(weight, c.mean_y - c.mean_x @ weight))

@@ -1,0 +1,70 @@
+"""The calibration stage: what passes the sites of a model when it reads the calibration tokens."""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from itertools import groupby
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from tqdm.auto import tqdm
+
+from subfit.sites import Seen, Site, find_sites, watch
+from subfit.stream import ResidualStream
+
+AnyMetric = TypeVar("AnyMetric", bound=Metric)
+
+
+class Calibration:
+    """A model, its sites, and the tokens that it is calibrated on.
+
+    Args:
+        model: the dense causal language model, in evaluation mode.
+        tokens: (windows, length), token ids; packed, without padding.
+        batch_size: windows run at once.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Tensor, batch_size: int = 8):
+        self.model = model
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.device = next(model.parameters()).device
+        self.sites = find_sites(model)
+
+    def stream(self) -> ResidualStream:
+        """Returns the residual stream of all tokens, before the first layer."""
+        return ResidualStream(self.model, self.tokens, self.batch_size)
+
+    @torch.no_grad()
+    def watch_sites(
+        self,
+        sites: Iterable[Site],
+        label: str,
+        visit: Callable[[Site, Seen], None],
+        done: Callable[[Site], None] = lambda site: None,
+    ) -> None:
+        """Runs the model layer by layer, up to the last of `sites`.
+
+        Args:
+            label: what the progress bar is called.
+            visit: called with what passed a site in one batch.
+            done: called after a site's last batch.
+        """
+        by_layer = {layer: list(group) for layer, group in groupby(sites, key=lambda site: site.layer)}
+        stream = self.stream()
+        for layer in tqdm(range(max(by_layer, default=-1) + 1), desc=label, unit="layer"):
+            here = by_layer.get(layer, [])
+            with ExitStack() as stack:
+                seen = [stack.enter_context(watch(self.model, site)) for site in here]
+                for _ in stream.advance():
+                    for site, passed in zip(here, seen, strict=True):
+                        visit(site, passed)
+            for site in here:
+                done(site)
+
+    def stream_through(self, make: Callable[[], AnyMetric]) -> dict[Site, AnyMetric]:
+        """Shows h, x and y of every site to a metric of its own, in one pass over the tokens; returns the metrics."""
+        metrics = {site: make().to(self.device) for site in self.sites}
+        self.watch_sites(self.sites, "score", lambda site, seen: metrics[site].update(seen.h, seen.x, seen.y))
+        return metrics

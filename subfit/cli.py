@@ -1,0 +1,54 @@
+"""The command line: `subfit compress`, `subfit evaluate`, `subfit list`.
+
+Results go to stdout, progress and messages to stderr. What the user can mend is one line and exit code 2.
+"""
+
+import argparse
+import signal
+import sys
+from typing import Any
+
+from subfit import __version__
+from subfit.errors import SubFitError
+
+COMMANDS = {
+    "compress": "replace submodules of a model by small fitted bypasses",
+    "evaluate": "perplexity of a model, and its agreement with a reference",
+    "list": "the scorers, selectors and bypasses there are",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="subfit", description="Post-training compression of language models.")
+    parser.add_argument("--version", action="version", version=f"subfit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)  # its own parser answers --help
+    command = parser.parse_args(arguments[:1]).command
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in arguments
+    rest = [argument for argument in arguments[1:] if argument != "--debug"]
+    try:
+        from subfit import commands as run  # torch and transformers are imported here, not for --help
+
+        return {"compress": run.compress, "evaluate": run.evaluate, "list": run.list_}[command](rest)
+    except SubFitError as error:
+        if debug:
+            raise
+        print(f"subfit {command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"subfit {command}: interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """Leaves by an exception, so that what is half-written is removed on the way."""
+    print("subfit: terminated; nothing was written", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

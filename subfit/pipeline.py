@@ -1,0 +1,151 @@
+"""The method, as it reads in the paper: score, select, fit, replace."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from subfit.budget import budget_for
+from subfit.bypass import Bypass
+from subfit.calibration import Calibration
+from subfit.errors import SubFitError
+from subfit.fit import Target, fit_one_shot, fit_sequential
+from subfit.quality import evaluate_logits, kv_bytes_per_token, logits_of
+from subfit.replace import Replacement, check_replaceable, finish, switched_off
+from subfit.scorer import Scorer
+from subfit.selector import Selector
+from subfit.sites import Site
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """What a compression does, apart from the model and the data.
+
+    Attributes:
+        scorer: gives every site a number, lower is safer to replace.
+        selector: chooses the sites.
+        attention_bypass: takes the place of each chosen Attention.
+        ffn_bypass: takes the place of each chosen FeedForward.
+        sparsity: share of the Attentions, and of the FeedForwards, to replace.
+        fitting: `one_shot` fits all bypasses on the dense model's stream; `sequential` in depth order, each on the stream
+            as the earlier ones have changed it.
+        target: what a sequential fit aims at: `branch`, what the branch would add to the changed stream; `dense`, what it
+            adds in the dense model; `corrected`, what brings the changed stream back onto the dense one. In a one-shot fit
+            the three are the same.
+    """
+
+    scorer: Scorer
+    selector: Selector
+    attention_bypass: Bypass
+    ffn_bypass: Bypass
+    sparsity: float = 0.25
+    fitting: Literal["one_shot", "sequential"] = "one_shot"
+    target: Target = "corrected"
+
+    def __post_init__(self) -> None:
+        budget_for(self.sparsity, [])
+
+
+@dataclass
+class Compression:
+    """A compressed model, and what is known of how it came about.
+
+    Attributes:
+        model: the model with its bypasses in place.
+        record: scores, selection, fit quality, sizes before and after, evaluation and timings, as plain data.
+        tokenizer: the model's tokenizer, if it is known.
+    """
+
+    model: Any
+    record: dict[str, Any] = field(default_factory=dict)
+    tokenizer: Any = None
+
+
+def compress_model(
+    model: Any, tokens: Tensor, recipe: Recipe, *, evaluation: Tensor | None = None, batch_size: int = 8
+) -> Compression:
+    """Replaces the sites of a dense model that its calibration tokens show to be least needed; in place.
+
+    Args:
+        model: a causal language model of transformers, in evaluation mode.
+        tokens: (windows, length), calibration tokens, packed without padding.
+        recipe: how.
+        evaluation: (windows, length), other tokens to compare the compressed model with the dense one on.
+        batch_size: windows run at once.
+
+    Raises:
+        SubFitError: if the model is not supported, or gives NaN, or the recipe does not fit it.
+    """
+    check_replaceable(model)
+    seconds: dict[str, float] = {}
+    calibration = Calibration(model, tokens, batch_size)
+    before = _size(model)
+    with _timed(seconds, "score"):
+        scores = recipe.scorer.score(calibration)
+        _check_scores(scores, calibration.sites)
+    with _timed(seconds, "select"):
+        selected = recipe.selector.select(scores, budget_for(recipe.sparsity, calibration.sites), calibration)
+        selected = _check_selection(selected, calibration.sites)
+    with _timed(seconds, "fit"):
+        bypasses = {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass}
+        plan = {site: bypasses[site.kind] for site in selected}
+        if recipe.fitting == "one_shot":
+            replacements = fit_one_shot(calibration, plan)
+        else:
+            replacements = fit_sequential(calibration, plan, recipe.target)
+    record: dict[str, Any] = {
+        "scores": {site.name: score for site, score in scores.items()},
+        "selected": [site.name for site in selected],
+        "explained_variance": {r.site.name: r.explained for r in replacements},
+    }
+    if evaluation is not None and len(evaluation):
+        with _timed(seconds, "evaluate"):
+            record["evaluation"] = _compare(model, replacements, evaluation)
+    removed = sum(replacement.removed_parameters() for replacement in replacements)
+    finish(model, replacements, calibration.sites)
+    after = _size(model)
+    added = after["parameters"] - before["parameters"] + removed
+    record["size"] = {"before": before, "after": after, "removed_parameters": removed, "added_parameters": added}
+    record["seconds"] = seconds
+    return Compression(model, record)
+
+
+def _compare(model: Any, replacements: list[Replacement], tokens: Tensor) -> dict[str, Any]:
+    """Evaluates the model against itself with the replacements switched off: no second copy of the weights."""
+    compressed = logits_of(model)
+
+    def dense(batch: Tensor) -> Tensor:
+        with switched_off(replacements):
+            return compressed(batch)
+
+    return evaluate_logits(compressed, tokens, dense)
+
+
+def _size(model: nn.Module) -> dict[str, int]:
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"parameters": parameters, "kv_bytes_per_token": sum(kv_bytes_per_token(model))}
+
+
+def _check_scores(scores: dict[Site, float], sites: list[Site]) -> None:
+    for site in sites:
+        score = scores.get(site)
+        if score is None or score != score or score in (float("inf"), float("-inf")):
+            raise SubFitError(f"the scorer gives {score} for {site.name}; every site needs a finite number")
+
+
+def _check_selection(selected: list[Site], sites: list[Site]) -> list[Site]:
+    """Returns the selection in the order of the stream, each site once and known."""
+    chosen = set(selected)
+    if len(chosen) < len(selected) or not chosen.issubset(sites):
+        raise SubFitError("the selector must return sites of this model, each at most once")
+    return [site for site in sites if site in chosen]
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 3)

@@ -1,0 +1,128 @@
+"""Finds strategies by name: nothing is registered anywhere, a file in `strategies/` is enough.
+
+A name is one of: a file's name in `strategies/<kind>/`, the dotted path of a class, a `.py` file (with `:Class` where it
+holds several), or the name of an installed package's entry point in the group `subfit.<kind>`.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import strategies
+from subfit.bypass import Bypass
+from subfit.errors import SubFitError
+from subfit.scorer import Scorer
+from subfit.selector import Selector
+
+INTERFACES: dict[str, type] = {"scorers": Scorer, "selectors": Selector, "bypasses": Bypass}
+PLUGIN = "subfit_plugin_"  # begins the module name of a plug-in file
+OPTIONS = {"scorer": "scorers", "selector": "selectors", "attention_bypass": "bypasses", "ffn_bypass": "bypasses"}
+
+
+def names(kind: str) -> list[str]:
+    """Returns the names of all strategies of a kind ("scorers", "selectors" or "bypasses"), without importing them."""
+    folders = [str(Path(path) / kind) for path in strategies.__path__]
+    own = [module.name for module in pkgutil.iter_modules(folders)]
+    return sorted({*own, *(entry.name for entry in entry_points(group=f"subfit.{kind}"))})
+
+
+def find(kind: str, name: str) -> type:
+    """Returns the strategy class that `name` stands for.
+
+    Raises:
+        SubFitError: if there is none, or importing it fails.
+    """
+    try:
+        if name.removesuffix(".py") != name or ".py:" in name:
+            path, _, class_name = name.partition(":")
+            return _class_in(kind, _module_from(Path(path)), class_name)
+        if "." in name:
+            module_name, _, class_name = name.rpartition(".")
+            return _class_in(kind, importlib.import_module(module_name), class_name)
+        for entry in entry_points(group=f"subfit.{kind}", name=name):
+            return entry.load()
+        if name in names(kind):
+            return _class_in(kind, importlib.import_module(f"strategies.{kind}.{name}"), "")
+    except SubFitError:
+        raise
+    except Exception as error:  # whatever a plug-in's own code raises while it is imported
+        raise SubFitError(f"{kind[:-1]} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    close = difflib.get_close_matches(name, names(kind), n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise SubFitError(f"unknown {INTERFACES[kind].__name__.lower()} {name!r}; {hint}available: {', '.join(names(kind))}")
+
+
+def class_path(kind: str, name: str) -> str:
+    """Returns the importable path of the strategy class that `name` stands for."""
+    found = find(kind, name)
+    return f"{found.__module__}.{found.__qualname__}"
+
+
+def short_name(path: str) -> str:
+    """Returns the name by which any process finds the class with this importable path."""
+    module, _, class_name = path.rpartition(".")
+    if module.startswith("strategies."):
+        return module.rpartition(".")[2]
+    if module.startswith(PLUGIN):
+        return f"{sys.modules[module].__file__}:{class_name}"
+    return path
+
+
+def make(kind: str, given: Any) -> Any:
+    """Returns a strategy from an instance, a name, or a mapping with `class_path` and `init_args`.
+
+    Raises:
+        SubFitError: if the strategy is unknown or does not take these arguments.
+    """
+    if isinstance(given, INTERFACES[kind]):
+        return given
+    given = {"class_path": given} if isinstance(given, str) else given
+    found = find(kind, given["class_path"])
+    try:
+        return found(**given.get("init_args", {}))
+    except TypeError as error:
+        takes = ", ".join(str(p) for p in inspect.signature(found).parameters.values())
+        raise SubFitError(f"{given['class_path']}: {error}; it takes ({takes})") from error
+
+
+def _module_from(path: Path) -> ModuleType:
+    """Imports a plug-in file, once, under a name of its own."""
+    if not path.is_file():
+        raise SubFitError(f"plug-in file {path} does not exist")
+    name = PLUGIN + path.stem
+    if name not in sys.modules or Path(sys.modules[name].__file__ or "") != path.resolve():
+        spec = importlib.util.spec_from_file_location(name, path.resolve())
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _class_in(kind: str, module: ModuleType, class_name: str) -> type:
+    """The named class of a module, or the one strategy of the kind that it defines."""
+    base = INTERFACES[kind]
+    defined = {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__
+    }
+    if class_name in defined:
+        return defined[class_name]
+    if class_name or len(defined) != 1:
+        raise SubFitError(
+            f"{module.__file__} must define {'a' if class_name else 'one'} {base.__name__} {class_name}".rstrip()
+            + f"; it defines {', '.join(defined) or 'none'}"
+        )
+    return next(iter(defined.values()))

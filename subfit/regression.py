@@ -1,0 +1,114 @@
+"""Closed-form regression from moments: full, reduced-rank and shared-basis least squares with a relative ridge.
+
+Tokens are rows, so a map is applied as x W + b. All functions work in float64 on centred moments.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Centred:
+    """Mean and covariance of a site's inputs and targets.
+
+    Attributes:
+        mean_x, mean_y: (d).
+        xx: (d, d), the covariance of the inputs.  xy: (d, d), the covariance of inputs with targets.
+        yy: the total variance of the targets, a sum over dimensions.
+    """
+
+    mean_x: Tensor
+    mean_y: Tensor
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+
+def centre(sums: dict[str, Tensor]) -> Centred:
+    """Turns the sums of `Moments.compute` into means and covariances."""
+    n, x, y = sums["n"], sums["x"] / sums["n"], sums["y"] / sums["n"]
+    return Centred(
+        mean_x=x,
+        mean_y=y,
+        xx=sums["xx"] / n - torch.outer(x, x),
+        xy=sums["xy"] / n - torch.outer(x, y),
+        yy=sums["yy"] / n - y @ y,
+    )
+
+
+def ridged(xx: Tensor, ridge: float) -> Tensor:
+    """Adds `ridge` times the mean variance of the inputs to the diagonal of their covariance (d, d)."""
+    return xx + ridge * xx.diagonal().mean() * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
+
+
+def whitener(xx: Tensor) -> Tensor:
+    """Returns T (d, k) with T^T xx T = I, k = rank of xx; so T T^T is the (pseudo-)inverse of xx.
+
+    T is the inverse transpose of the Cholesky factor. Where xx is singular to working precision (fewer tokens than
+    dimensions, constant features, and no ridge) it is made of the eigenvectors with positive eigenvalues, which gives the
+    least-squares solution of smallest norm.
+    """
+    scale = xx.diagonal().clamp_min(0).sqrt()
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # features of any size are equally well conditioned
+    correlation = xx / torch.outer(scale, scale)
+    factor, failed = torch.linalg.cholesky_ex(correlation)
+    if not failed and factor.diagonal().min() > 1e-6:
+        identity = torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
+        return torch.linalg.solve_triangular(factor, identity, upper=False).T / scale[:, None]
+    values, vectors = torch.linalg.eigh(xx)
+    keep = values > values.max().clamp_min(0) * len(xx) * torch.finfo(xx.dtype).eps * 16
+    return vectors[:, keep] / values[keep].sqrt()
+
+
+def least_squares(c: Centred, ridge: float) -> Tensor:
+    """Returns W (d, d) that minimises E|y - x W|^2 + penalty over centred inputs and targets."""
+    t = whitener(ridged(c.xx, ridge))
+    return t @ (t.T @ c.xy)
+
+
+def reduced_rank(c: Centred, rank: int, ridge: float) -> tuple[Tensor, Tensor]:
+    """Returns A (d, rank) and B (rank, d) such that W = A B minimises the ridged squared error among maps of that rank.
+
+    Reduced-rank regression (Izenman 1975): truncation in the metric of the inputs, not of W itself.
+    """
+    t = whitener(ridged(c.xx, ridge))
+    return factors(t, t.T @ c.xy, rank)
+
+
+def factors(t: Tensor, whitened: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Splits the map t @ whitened into its best factors of at most `rank`; missing directions are filled with zeros."""
+    u, s, v = torch.linalg.svd(whitened, full_matrices=False)
+    a, b = t @ u[:, :rank], s[:rank, None] * v[:rank]
+    missing = rank - a.shape[1]
+    return torch.nn.functional.pad(a, (0, missing)), torch.nn.functional.pad(b, (0, 0, 0, missing))
+
+
+def shared_basis(sites: Iterable[Centred], rank: int, ridge: float) -> Tensor:
+    """Returns A (d, rank), the input basis from which the targets of all `sites` are best predicted together.
+
+    It spans the leading left singular vectors of [T^T D_1 | T^T D_2 | ...], D_i = cov(x_i, y_i), with one common T that
+    whitens the mean covariance of the inputs. Only sums of (d, d) matrices are held, whatever the number of sites.
+    """
+    count, xx, gram = 0, torch.tensor(0.0), torch.tensor(0.0)
+    for c in sites:
+        count, xx, gram = count + 1, xx + c.xx, gram + c.xy @ c.xy.T
+    t = whitener(ridged(xx / count, ridge))
+    values, vectors = torch.linalg.eigh(t.T @ gram @ t)
+    a = t @ vectors.flip(1)[:, :rank]
+    return torch.nn.functional.pad(a, (0, rank - a.shape[1]))
+
+
+def project(c: Centred, a: Tensor) -> Centred:
+    """The moments of a site whose inputs are replaced by x A."""
+    return Centred(mean_x=c.mean_x @ a, mean_y=c.mean_y, xx=a.T @ c.xx @ a, xy=a.T @ c.xy, yy=c.yy)
+
+
+def explained_variance(sums: dict[str, Tensor], linear_map: Tensor, bias: Tensor) -> float:
+    """R^2 of x W + b over the tokens of `sums`; negative where the mean of the targets predicts better."""
+    c = centre(sums)
+    offset = c.mean_y - c.mean_x @ linear_map - bias
+    error = c.yy - 2 * (linear_map * c.xy).sum() + ((c.xx @ linear_map) * linear_map).sum() + offset @ offset
+    return float(1 - error / c.yy) if c.yy > 0 else float("nan")

@@ -1,0 +1,125 @@
+"""Puts bypasses into a model, and takes them out again."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from subfit.errors import SubFitError
+from subfit.modeling_subfit import Shared, compressed_class, describe, stand_in
+from subfit.sites import Site
+
+
+class Replacement:
+    """A bypass in the place of a site of a model, which can be switched off and on.
+
+    An output norm is always replaced by the identity, because the bypass is fitted to what the branch adds after it; the
+    input norm, if no other branch reads it, where the bypass reads the stream itself, or nothing.
+
+    Args:
+        model: the model that the site is in.
+        site: where to put the bypass.
+        bypass: maps what it reads to what is added to the stream.
+        reads: "input", "stream" or "nothing", see `Bypass.reads`.
+        explained: share of the targets' variance that the fit explains, if known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        site: Site,
+        bypass: nn.Module,
+        reads: Literal["input", "stream", "nothing"],
+        explained: float | None = None,
+    ):
+        if reads == "stream" and site.shares_norm:
+            raise SubFitError(f"{site.name}: its input norm feeds another branch too, so its bypass cannot read the stream")
+        self.model = model
+        self.site = site
+        self.explained = explained
+        weight = next(model.get_submodule(site.path).parameters())
+        self.bypass = bypass.to(weight.device, weight.dtype).requires_grad_(False)
+        skips_input_norm = site.input_norm is not None and reads != "input" and not site.shares_norm
+        skipped = [site.input_norm if skips_input_norm else None, site.output_norm]
+        self.skipped_norms = [norm for norm in skipped if norm is not None]
+        self._new = {site.path: stand_in(self.bypass, site.as_dict(), counts=False)}
+        self._new.update({norm: nn.Identity() for norm in self.skipped_norms})
+        self._old = {path: model.get_submodule(path) for path in self._new}
+
+    def on(self) -> None:
+        """Puts the bypass in the place of the branch."""
+        self._put(self._new)
+
+    def off(self) -> None:
+        """Puts the branch back."""
+        self._put(self._old)
+
+    def _put(self, modules: dict[str, nn.Module]) -> None:
+        for path, module in modules.items():
+            self.model.set_submodule(path, module)
+
+    def removed_parameters(self) -> int:
+        """The number of parameters that leave the model with the branch."""
+        return sum(p.numel() for module in self._old.values() for p in module.parameters())
+
+
+@contextmanager
+def switched_off(replacements: Iterable[Replacement]) -> Iterator[None]:
+    """Within the context, the model is as it was before these replacements."""
+    replacements = list(replacements)
+    for replacement in replacements:
+        replacement.off()
+    try:
+        yield
+    finally:
+        for replacement in replacements:
+            replacement.on()
+
+
+def check_replaceable(model: Any) -> None:
+    """Raises SubFitError if a compressed version of `model` could not be saved and loaded again."""
+    if hasattr(model.config, "subfit"):
+        raise SubFitError("this model is compressed already; give the dense one")
+    if MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None) is not type(model):
+        raise SubFitError(f"{type(model).__name__} is not a causal language model that AutoModelForCausalLM loads")
+
+
+def finish(model: Any, replacements: list[Replacement], sites: list[Site]) -> None:
+    """Makes the replacements of a model final, in place: what was replaced is gone, and the model can be saved.
+
+    Modules that several bypasses share become the model's own (`model.subfit_shared`), `model.config.subfit` describes
+    what stands where, and the model gets the class that its checkpoint loads as.
+
+    Args:
+        model: a causal language model of transformers, with all replacements on.
+        replacements: its replacements.
+        sites: all sites of the dense model.
+    """
+    uses = Counter(id(module) for r in replacements for module in set(r.bypass.modules()))
+    shared: dict[str, nn.Module] = {}
+    described = []
+    replaced = {replacement.site for replacement in replacements}
+    attentions = [site for site in sites if site.kind == "attention"]
+    counter = attentions[0].path if replaced.issuperset(attentions) else None
+    for replacement in replacements:
+        for module in replacement.bypass.children():
+            if uses[id(module)] > 1 and not any(module is owner for owner in shared.values()):
+                shared[str(len(shared))] = module
+        entry = {**replacement.site.as_dict(), "skipped_norms": replacement.skipped_norms}
+        described.append({**entry, "bypass": describe(replacement.bypass, shared)})
+        for name, module in list(replacement.bypass.named_children()):
+            if any(module is owner for owner in shared.values()):
+                replacement.bypass.set_submodule(name, Shared(module))
+        if replacement.site.path == counter:
+            model.get_submodule(counter).counts = True
+    model.subfit_shared = nn.ModuleDict(shared)
+    model.config.subfit = {
+        "base_model_type": model.config.model_type,
+        "counter": counter,
+        "shared": {name: describe(module, {}) for name, module in shared.items()},
+        "sites": described,
+    }
+    model.__class__ = compressed_class(type(model))

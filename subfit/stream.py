@@ -1,0 +1,88 @@
+"""The residual stream of all calibration tokens, advanced through the decoder one layer at a time."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from subfit.errors import SubFitError
+from subfit.sites import decoder_layers
+
+
+class _PassThrough(nn.Module):
+    """Stands where a decoder layer stands and records its arguments; gives the stream on as it is."""
+
+    stream: torch.Tensor
+    arguments: Any
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        for name, value in vars(layer).items():  # plain attributes that the model reads from its layers
+            if not name.startswith("_") and name != "training":
+                setattr(self, name, value)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.stream, self.arguments = hidden_states, (args, kwargs)
+        return hidden_states
+
+
+class ResidualStream:
+    """The stream that enters decoder layer `position`, for every calibration token.
+
+    The arguments that each layer needs besides (mask, rotary embedding) are taken from the model's own forward pass, with
+    the layers passed through, so that no architecture is implemented here a second time. Only the stream is kept for each
+    token: its memory does not depend on the depth of the model.
+
+    Args:
+        model: a causal language model, in evaluation mode.
+        tokens: (windows, length), token ids; packed, without padding.
+        batch_size: windows run at once.
+    """
+
+    def __init__(self, model: Any, tokens: torch.Tensor, batch_size: int):
+        root, self.layers = decoder_layers(model)
+        self.position = 0
+        self.batches = [slice(i, min(i + batch_size, len(tokens))) for i in range(0, len(tokens), batch_size)]
+        self._arguments: dict[int, list[tuple[tuple, dict[str, Any]]]] = {}
+        device = next(model.parameters()).device
+        parent = model.get_submodule(root.rpartition(".")[0])
+        name = root.rpartition(".")[2]
+        recorders = [_PassThrough(layer) for layer in self.layers]
+        setattr(parent, name, nn.ModuleList(recorders))
+        try:
+            for batch in self.batches:
+                model.base_model(tokens[batch].to(device), use_cache=False)  # without the head
+                stream = recorders[0].stream
+                if batch.start == 0:
+                    self.hidden = stream.new_empty((*tokens.shape, stream.shape[-1]))
+                self.hidden[batch] = stream
+                self._arguments.setdefault(len(stream), [recorder.arguments for recorder in recorders])
+        finally:
+            setattr(parent, name, self.layers)
+
+    def fork(self) -> "ResidualStream":
+        """Returns a second stream at the same position, which can be advanced through another version of the layers."""
+        other = object.__new__(ResidualStream)
+        other.__dict__.update(self.__dict__, hidden=self.hidden.clone())
+        return other
+
+    def run(self, batch: slice) -> torch.Tensor:
+        """Runs the current layer on one batch and returns the stream after it, (batch, length, d)."""
+        stream = self.hidden[batch]
+        args, kwargs = self._arguments[len(stream)][self.position]
+        output = self.layers[self.position](stream, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def advance(self) -> Iterator[slice]:
+        """Moves all tokens through the current layer; yields each batch after it was run, for who watches the layer.
+
+        Raises:
+            SubFitError: if the layer's output is not finite.
+        """
+        for batch in self.batches:
+            self.hidden[batch] = self.run(batch)
+            if not self.hidden[batch].isfinite().all():
+                raise SubFitError(f"the residual stream after layer {self.position} has NaN or infinite values")
+            yield batch
+        self.position += 1
