@@ -48,7 +48,7 @@ class Calibration:
 
         Args:
             label: what the progress bar is called.
-            visit: called with what passed a site in one batch.
+            visit: called with what passed a site in one batch; valid during the call, as the stream moves on in place.
             done: called after a site's last batch.
         """
         by_layer = {layer: list(group) for layer, group in groupby(sites, key=lambda site: site.layer)}

@@ -43,13 +43,13 @@ def fit_one_shot(calibration: Calibration, plan: Plan) -> list[Replacement]:
 
 
 @torch.no_grad()
-def fit_sequential(calibration: Calibration, plan: Plan, target: Target) -> list[Replacement]:
+def fit_sequential(calibration: Calibration, plan: Plan, target: Target, correction: float = 1.0) -> list[Replacement]:
     """Fits the bypasses in depth order, each on the stream as the earlier ones have changed it; returns them switched on.
 
     Two streams advance side by side: h through the dense layers, and h^ through those already replaced. A bypass reads h^
     (or its norm) and is fitted to `target`: "branch", what the branch would add to h^; "dense", what it adds to h, y; or
-    "corrected", h + y - h^, which pulls the compressed stream back onto the dense one (the idea of GPTAQ's asymmetric
-    calibration, arXiv 2504.02692). What a group has in common is learned beforehand, on the dense stream.
+    "corrected", y + correction * (h - h^), which pulls the compressed stream back onto the dense one (the idea of GPTAQ's
+    asymmetric calibration, arXiv 2504.02692). What a group has in common is learned beforehand, on the dense stream.
     """
     common = _common_parts(calibration, plan)
     fitted: dict[Site, Replacement] = {}
@@ -67,10 +67,9 @@ def fit_sequential(calibration: Calibration, plan: Plan, target: Target) -> list
                 with switched_off(here):
                     kept = _run(dense, batch, calibration.model, site, "y")
                 seen = _run(moved, batch, calibration.model, site, "y" if target == "branch" else "x")
-                if target == "branch":
-                    y = seen.y
-                else:
-                    y = kept.h.float() + kept.y.float() - seen.h.float() if corrects else kept.y
+                y = seen.y if target == "branch" else kept.y.float()
+                if corrects:
+                    y = y + correction * (kept.h.float() - seen.h.float())
                 moments.update(_read(plan[site], seen), y)
             sums = moments.compute() if plan[site].reads != "nothing" else {}
             fitted[site] = _replacement(calibration.model, site, plan[site], sums, common.get(plan[site]))

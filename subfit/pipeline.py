@@ -33,8 +33,9 @@ class Recipe:
         fitting: `one_shot` fits all bypasses on the dense model's stream; `sequential` in depth order, each on the stream
             as the earlier ones have changed it.
         target: what a sequential fit aims at: `branch`, what the branch would add to the changed stream; `dense`, what it
-            adds in the dense model; `corrected`, what brings the changed stream back onto the dense one. In a one-shot fit
-            the three are the same.
+            adds in the dense model; `corrected`, that and `correction` of what brings the changed stream back onto the
+            dense one. In a one-shot fit the three are the same.
+        correction: share of the streams' difference that the target `corrected` makes up for.
     """
 
     scorer: Scorer
@@ -44,6 +45,7 @@ class Recipe:
     sparsity: float = 0.25
     fitting: Literal["one_shot", "sequential"] = "one_shot"
     target: Target = "corrected"
+    correction: float = 1.0
 
     def __post_init__(self) -> None:
         budget_for(self.sparsity, [])
@@ -95,7 +97,7 @@ def compress_model(
         if recipe.fitting == "one_shot":
             replacements = fit_one_shot(calibration, plan)
         else:
-            replacements = fit_sequential(calibration, plan, recipe.target)
+            replacements = fit_sequential(calibration, plan, recipe.target, recipe.correction)
     record: dict[str, Any] = {
         "scores": {site.name: score for site, score in scores.items()},
         "selected": [site.name for site in selected],

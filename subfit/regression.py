@@ -89,14 +89,17 @@ def factors(t: Tensor, whitened: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def shared_basis(sites: Iterable[Centred], rank: int, ridge: float) -> Tensor:
     """Returns A (d, rank), the input basis from which the targets of all `sites` are best predicted together.
 
-    It spans the leading left singular vectors of [T^T D_1 | T^T D_2 | ...], D_i = cov(x_i, y_i), with one common T that
-    whitens the mean covariance of the inputs. Only sums of (d, d) matrices are held, whatever the number of sites.
+    It spans the leading left singular vectors of [T^T D_1 / s_1 | T^T D_2 / s_2 | ...], D_i = cov(x_i, y_i), with one common
+    T that whitens the mean covariance of the inputs, and s_i^2 the variance of y_i: every site counts by the share of its
+    own variance that is explained. Only sums of (d, d) matrices are held, whatever the number of sites.
     """
     count, xx, gram = 0, torch.tensor(0.0), torch.tensor(0.0)
     for c in sites:
-        count, xx, gram = count + 1, xx + c.xx, gram + c.xy @ c.xy.T
+        count, xx = count + 1, xx + c.xx
+        if c.yy > 0:
+            gram = gram + c.xy @ c.xy.T / c.yy
     t = whitener(ridged(xx / count, ridge))
-    values, vectors = torch.linalg.eigh(t.T @ gram @ t)
+    vectors = torch.linalg.eigh(t.T @ (gram + torch.zeros_like(xx)) @ t).eigenvectors
     a = t @ vectors.flip(1)[:, :rank]
     return torch.nn.functional.pad(a, (0, rank - a.shape[1]))
 

@@ -75,14 +75,17 @@ class ResidualStream:
         return output[0] if isinstance(output, tuple) else output
 
     def advance(self) -> Iterator[slice]:
-        """Moves all tokens through the current layer; yields each batch after it was run, for who watches the layer.
+        """Moves all tokens through the current layer; yields each batch once it was run, for who watches the layer.
+
+        The batch is overwritten only after that: what was seen before the layer is still as it was.
 
         Raises:
             SubFitError: if the layer's output is not finite.
         """
         for batch in self.batches:
-            self.hidden[batch] = self.run(batch)
-            if not self.hidden[batch].isfinite().all():
+            after = self.run(batch)
+            if not after.isfinite().all():
                 raise SubFitError(f"the residual stream after layer {self.position} has NaN or infinite values")
             yield batch
+            self.hidden[batch] = after
         self.position += 1

@@ -1,0 +1,114 @@
+"""Tiny models of real architectures, built in memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from subfit import registry
+from subfit.pipeline import Recipe
+from subfit.selector import Selector
+
+VOCABULARY = 101
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+MIXED = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
+FAMILIES = {
+    "llama": {"tie_word_embeddings": True},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "gemma3_text": {"head_dim": 8, **MIXED},  # output norms; two kinds of mask and of rotary embedding
+    "olmo2": {},  # no input norms
+    "phi": {},  # both branches read one norm, in parallel
+    "gpt_neox": {},  # its layers call the cache by another name
+    "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4},  # positional arguments
+    "mixtral": {"num_local_experts": 4},
+}
+
+
+def tiny_model(family: str = "llama", **changes):
+    """Returns a small model with random weights of an architecture of transformers."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](**{**SMALL, **FAMILIES[family], **changes})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for p in model.parameters():  # at their usual size, the branches of a random model add next to nothing
+        if p.ndim > 1:
+            p.data.mul_(3)
+    return model
+
+
+def tiny_tokens(windows: int = 12, length: int = 24, seed: int = 0) -> torch.Tensor:
+    """Returns random token ids without special tokens, (windows, length)."""
+    return torch.randint(3, VOCABULARY, (windows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Returns a tokenizer of single characters, with the special tokens of `SMALL`."""
+    characters = [chr(code) for code in range(32, 127)]
+    ids = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *characters, "\n"])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+class Given(Selector):
+    """Selects the sites with the given names."""
+
+    def __init__(self, names: list[str]):
+        self.names = names
+
+    def select(self, scores, budget, calibration):
+        return [site for site in scores if site.name in self.names]
+
+
+def recipe(**given) -> Recipe:
+    """Returns a recipe from names of strategies, with the paper's as defaults."""
+    defaults = {"scorer": "subfit", "selector": "per_type", "attention_bypass": "low_rank", "ffn_bypass": "shared_low_rank"}
+    made = {**defaults, **given}
+    return Recipe(**made | {name: registry.make(kind, made[name]) for name, kind in registry.OPTIONS.items()})
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """A tiny Llama with its tokenizer, as a local folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    """A text of some thousand characters."""
+    path = tmp_path_factory.mktemp("texts") / "text.txt"
+    path.write_text("".join(f"{i} times {i} is {i * i}.\n" for i in range(1000)))
+    return path
+
+
+@pytest.fixture
+def subfit(tmp_path):
+    """Runs the command line in a process of its own, in an empty folder; returns the finished process."""
+
+    def run(*arguments: object, **options) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "subfit.cli", *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, **options)
+
+    return run
