@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class Calibration:
         self.batch_size = batch_size
         self.device = next(model.parameters()).device
         self.sites = find_sites(model)
+        self.memory: dict[Any, Any] = {}  # what strategies computed and others may need, such as `Candidates`
 
     def stream(self) -> ResidualStream:
         """Returns the residual stream of all tokens, before the first layer."""

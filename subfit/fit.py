@@ -24,7 +24,7 @@ Plan = dict[Site, Bypass]
 
 
 def fit_one_shot(calibration: Calibration, plan: Plan) -> list[Replacement]:
-    """Fits every bypass to what its branch adds in the dense model, in one pass; returns them switched on."""
+    """Fits every bypass to what its branch adds in the dense model, in one pass; returns them switched off."""
     fitted: dict[Site, Replacement] = {}
 
     def fit(site: Site, sums: dict[str, Tensor], common: Any = None) -> None:
@@ -37,8 +37,6 @@ def fit_one_shot(calibration: Calibration, plan: Plan) -> list[Replacement]:
             common = bypass.fit_group(sites, map(files.get, sites))
             for site in sites:
                 fit(site, files.get(site), common)
-    for replacement in fitted.values():
-        replacement.on()
     return [fitted[site] for site in plan]
 
 

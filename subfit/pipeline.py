@@ -98,6 +98,8 @@ def compress_model(
             replacements = fit_one_shot(calibration, plan)
         else:
             replacements = fit_sequential(calibration, plan, recipe.target, recipe.correction)
+    for replacement in replacements:
+        replacement.on()
     record: dict[str, Any] = {
         "scores": {site.name: score for site, score in scores.items()},
         "selected": [site.name for site in selected],

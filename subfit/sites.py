@@ -156,6 +156,8 @@ def _sites_of_layer(model: nn.Module, index: int, calls: list[Call]) -> Iterator
             width=call.read.shape[-1],
             parameters=sum(p.numel() for module in removed for p in module.parameters()),
         )
+    if not whole.gave.isfinite().all():
+        raise SubFitError(f"{where} gives NaN or infinite values")
     error = (whole.read + added - whole.gave).float().norm() / whole.gave.float().norm()
     if not error < 0.02:  # rounding in bfloat16 stays well below
         raise SubFitError(f"{where} does not add its branches to the residual stream as they are (error {error:.2g})")

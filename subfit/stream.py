@@ -1,6 +1,7 @@
 """The residual stream of all calibration tokens, advanced through the decoder one layer at a time."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,20 +12,21 @@ from subfit.sites import decoder_layers
 
 
 class _PassThrough(nn.Module):
-    """Stands where a decoder layer stands and records its arguments; gives the stream on as it is."""
+    """Stands where a decoder layer stands and records its arguments; gives on the stream as it is, or another one."""
 
     stream: torch.Tensor
     arguments: Any
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: nn.Module, instead: torch.Tensor | None = None):
         super().__init__()
+        self.instead = instead
         for name, value in vars(layer).items():  # plain attributes that the model reads from its layers
             if not name.startswith("_") and name != "training":
                 setattr(self, name, value)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.stream, self.arguments = hidden_states, (args, kwargs)
-        return hidden_states
+        return hidden_states if self.instead is None else self.instead
 
 
 class ResidualStream:
@@ -41,25 +43,29 @@ class ResidualStream:
     """
 
     def __init__(self, model: Any, tokens: torch.Tensor, batch_size: int):
-        root, self.layers = decoder_layers(model)
+        self.model = model
+        self.tokens = tokens.to(next(model.parameters()).device)
+        self._root, self.layers = decoder_layers(model)
         self.position = 0
         self.batches = [slice(i, min(i + batch_size, len(tokens))) for i in range(0, len(tokens), batch_size)]
         self._arguments: dict[int, list[tuple[tuple, dict[str, Any]]]] = {}
-        device = next(model.parameters()).device
-        parent = model.get_submodule(root.rpartition(".")[0])
-        name = root.rpartition(".")[2]
-        recorders = [_PassThrough(layer) for layer in self.layers]
-        setattr(parent, name, nn.ModuleList(recorders))
+        for batch in self.batches:
+            with self._standing_in([_PassThrough(layer) for layer in self.layers]) as recorders:
+                model.base_model(self.tokens[batch], use_cache=False)  # without the head
+            stream = recorders[0].stream
+            if batch.start == 0:
+                self.hidden = stream.new_empty((*tokens.shape, stream.shape[-1]))
+            self.hidden[batch] = stream
+            self._arguments.setdefault(len(stream), [recorder.arguments for recorder in recorders])
+
+    @contextmanager
+    def _standing_in(self, modules: list[_PassThrough]) -> Iterator[list[_PassThrough]]:
+        """Within the context, other modules stand in the places of the model's layers."""
+        self.model.set_submodule(self._root, nn.ModuleList(modules))
         try:
-            for batch in self.batches:
-                model.base_model(tokens[batch].to(device), use_cache=False)  # without the head
-                stream = recorders[0].stream
-                if batch.start == 0:
-                    self.hidden = stream.new_empty((*tokens.shape, stream.shape[-1]))
-                self.hidden[batch] = stream
-                self._arguments.setdefault(len(stream), [recorder.arguments for recorder in recorders])
+            yield modules
         finally:
-            setattr(parent, name, self.layers)
+            self.model.set_submodule(self._root, self.layers)
 
     def fork(self) -> "ResidualStream":
         """Returns a second stream at the same position, which can be advanced through another version of the layers."""
@@ -73,6 +79,12 @@ class ResidualStream:
         args, kwargs = self._arguments[len(stream)][self.position]
         output = self.layers[self.position](stream, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
+
+    def logits(self, batch: slice) -> torch.Tensor:
+        """Returns what the model's head makes of the stream after the last layer, (batch, length, vocabulary)."""
+        assert self.position == len(self.layers)
+        with self._standing_in([_PassThrough(layer, self.hidden[batch]) for layer in self.layers]):
+            return self.model(self.tokens[batch], use_cache=False).logits
 
     def advance(self) -> Iterator[slice]:
         """Moves all tokens through the current layer; yields each batch once it was run, for who watches the layer.

@@ -17,6 +17,8 @@ def test_layer_by_layer_equals_the_models_own_forward(family):
         for _ in stream.advance():
             pass
     assert stream.position == 4
+    for batch in stream.batches:
+        torch.testing.assert_close(stream.logits(batch), model(tokens[batch]).logits)
 
 
 @torch.no_grad()
