@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from subfit.errors import SubFitError
 from subfit.picture import draw_scores
 from subfit.pipeline import Compression
@@ -56,8 +58,8 @@ def save(compression: Compression, output: str) -> None:
             (folder / "compression.json").write_text(json.dumps(compression.record, indent=2) + "\n", encoding="utf-8")
             check_free(output)
             folder.rename(path)
-    except OSError as error:
-        raise SubFitError(f"cannot write {output}: {error.strerror or error}; nothing was left there") from error
+    except (OSError, SafetensorError) as error:
+        raise SubFitError(f"cannot write {output}: {error}; nothing was left there") from error
 
 
 def card(record: dict[str, Any], name: str) -> str:

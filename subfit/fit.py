@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from subfit.bypass import Bypass
 from subfit.calibration import Calibration
+from subfit.errors import SubFitError
 from subfit.moments import Moments
 from subfit.regression import explained_variance
 from subfit.replace import Replacement, switched_off
@@ -111,7 +113,10 @@ class _MomentFiles:
         self._folder.cleanup()
 
     def put(self, site: Site, sums: dict[str, Tensor]) -> None:
-        save_file({name: value.contiguous() for name, value in sums.items()}, self._path(site))
+        try:
+            save_file({name: value.contiguous() for name, value in sums.items()}, self._path(site))
+        except (OSError, SafetensorError) as error:
+            raise SubFitError(f"cannot keep moments in the folder for temporary files: {error}") from error
 
     def get(self, site: Site) -> dict[str, Tensor]:
         return load_file(self._path(site))

@@ -1,0 +1,152 @@
+"""The command line, as its user runs it: in a process of its own."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+SMALL = ["--calibration.windows", 6, "--calibration.length", 32, "--evaluation.windows", 2]
+
+
+def test_help_is_fast_and_imports_no_torch():
+    code = "import subfit.cli, sys\ntry: subfit.cli.main(['--help'])\nfinally: print('torch' in sys.modules)"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("False\n") and "compress" in done.stdout, done.stderr
+    assert time.perf_counter() - start < 2
+
+
+def test_compress_evaluate_and_reproduce(subfit, model_folder, text_file, tmp_path):
+    common = ["--model", model_folder, "--calibration.path", text_file, *SMALL, "--sparsity", 0.5]
+    done = subfit("compress", *common, "--output", "one", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)  # nothing else on stdout
+    assert record == json.loads((tmp_path / "one" / "compression.json").read_text())
+    assert len(record["selected"]) == 4 and set(record["seconds"]) == {"load", "data", "score", "select", "fit", "evaluate"}
+    assert "score" in done.stderr and "layer/s" in done.stderr  # progress
+
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(record["configuration"]))
+    again = subfit("compress", "--config", "run.yaml", "--output", "two")
+    assert again.returncode == 0, again.stderr
+    assert "perplexity" in again.stdout and "replaced: " in again.stdout
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
+    for file in ("config.json", "modeling_subfit.py", "scores.png", "tokenizer.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+    evaluated = subfit(
+        "evaluate", "one", "--reference", model_folder, "--data", text_file, "--windows", 3, "--length", 32, "--json"
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    found = json.loads(evaluated.stdout)
+    assert found["tokens"] == 3 * 31 and 0 <= found["agreement"] <= 1 and found["kl"] >= 0
+    assert found["kv_bytes_per_token"] == record["size"]["after"]["kv_bytes_per_token"]
+    shown = subfit("evaluate", "one", "--windows", 2, "--length", 16)  # sampled from itself
+    assert shown.returncode == 0 and "perplexity" in shown.stdout, shown.stderr
+
+
+def test_self_sampled_runs_with_one_seed_are_equal_and_with_another_are_not(subfit, model_folder, tmp_path):
+    for output, seed in (("a", 0), ("b", 0), ("c", 1)):
+        done = subfit("compress", "--model", model_folder, *SMALL, "--seed", seed, "--output", output)
+        assert done.returncode == 0, done.stderr
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_print_config_is_a_configuration(subfit, tmp_path):
+    options = ["--attention_bypass", "low_rank", "--attention_bypass.rank", 7, "--sparsity", 0.375]
+    printed = subfit("compress", *options, "--print_config").stdout
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert yaml.safe_load(printed)["attention_bypass"]["init_args"]["rank"] == 7
+    assert subfit("compress", "--config", "printed.yaml", "--print_config").stdout == printed
+
+
+def test_later_configurations_and_options_win(subfit, tmp_path):
+    (tmp_path / "a.yaml").write_text("attention_bypass: linear\nsparsity: 0.5\nseed: 3\n")
+    (tmp_path / "b.yaml").write_text("sparsity: 0.125\nffn_bypass: {class_path: low_rank, init_args: {rank: 5}}\n")
+    done = subfit("compress", "--config", "a.yaml", "--config", "b.yaml", "--seed=4", "--print_config")
+    found = yaml.safe_load(done.stdout)
+    assert (found["sparsity"], found["seed"], found["attention_bypass"]["class_path"]) == (0.125, 4, "linear")
+    assert found["ffn_bypass"] == {"class_path": "low_rank", "init_args": {"rank": 5, "share": 0.1, "ridge": 0.0001}}
+
+
+def test_list(subfit):
+    found = json.loads(subfit("list", "--json").stdout)
+    assert set(found) == {"scorers", "selectors", "bypasses"}
+    low_rank = next(entry for entry in found["bypasses"] if entry["name"] == "low_rank")
+    assert "2606.02559" in low_rank["description"] and any("ridge: float" in p for p in low_rank["parameters"])
+    assert list(json.loads(subfit("list", "selectors", "--json").stdout)) == ["selectors"]
+    assert "per_type" in subfit("list", "selectors").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "--scorer", "subfitt"], "unknown scorer 'subfitt'; did you mean 'subfit'? available: "),
+        (["compress", "--sparsity", "1.5"], "sparsity is 1.5; it must be at least 0 and less than 1"),
+        (["compress", "--sparsity", "much"], "sparsity"),
+        (["compress", "--fitting", "twice"], "one_shot"),
+        (["compress", "--sparsty", "0.5"], "sparsty"),
+        (["compress", "--attention_bypass", "low_rank", "--attention_bypass.rang", "3"], "rang"),
+        (["compress", "--config", "missing.yaml"], "missing.yaml"),
+        (["compress", "--config", "broken.yaml"], "broken.yaml"),
+        (["compress", "--config", "list.yaml"], "list.yaml must be a mapping"),
+        (["compress", "--model", "missing.gguf"], "the model file missing.gguf does not exist"),
+        (["compress", "--model", "{model}", "--output", "."], "the output folder . exists"),
+        (["compress", "--model", "{model}", "--output", "broken.yaml/model"], "not a writable folder"),
+        (["compress", "--model", "{model}", "--dtype", "float99"], "unknown dtype 'float99'"),
+        (["compress", "--model", "{model}", "--calibration.path", "missing.txt"], "text file missing.txt does not exist"),
+        (["compress", "--model", "{model}", "--calibration.path", "list.yaml"], "use .txt, .jsonl or .parquet"),
+        (["compress", "--model", "{model}", "--calibration.path", "short.txt"], "holds 5 tokens, 0 windows of 512"),
+        (["compress", "--model", "nobody/nothing"], "cannot load the model 'nobody/nothing'"),
+        (["evaluate", "."], "cannot load the model '.'"),
+        (["evaluate", "{model}", "--windows", "0"], "at least 1 window"),
+        (["list", "toys"], "unknown kind of strategy 'toys'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(subfit, model_folder, tmp_path, arguments, message):
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "short.txt").write_text("short")
+    done = subfit(*(a.replace("{model}", str(model_folder)) for a in arguments))
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith(f"subfit {arguments[0]}: error: ") and message in line
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.yaml", "list.yaml", "short.txt"]
+
+
+def test_debug_shows_the_traceback(subfit):
+    done = subfit("compress", "--sparsity", "1.5", "--debug")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("stage", ["score", "fit", "evaluate", "Writing model shards"])
+def test_an_interrupted_run_leaves_no_folder(model_folder, text_file, tmp_path, number, stage):
+    """Interrupted as soon as a stage is seen to begin; the writing is slowed down to be met."""
+    slow = "import safetensors.torch, transformers.modeling_utils as m, time\nreal = m.safe_save_file\n"
+    slow += "def slow(*a, **k):\n    real(*a, **k)\n    time.sleep(60)\nm.safe_save_file = slow\n"
+    code = slow + "import sys; from subfit.cli import main; sys.exit(main(sys.argv[1:]))"
+    options = ["--calibration.path", str(text_file), "--calibration.length", "64", "--output", "model"]
+    command = [sys.executable, "-c", code, "compress", "--model", str(model_folder), *options]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    seen = b""
+    while stage.encode() + b":" not in seen:
+        part = process.stderr.read1(4096)
+        assert part, seen.decode()
+        seen += part
+    if stage.startswith("Writing"):
+        time.sleep(1)
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert not (tmp_path / "model").exists()
+    left = [path.name for path in tmp_path.iterdir()]
+    assert all(name.startswith(".model.partial-") for name in left) if number == signal.SIGKILL else left == []
