@@ -87,7 +87,11 @@ def options_from(given: dict[str, Any]) -> Options:
         made[name] = registry.make(kind, made[name])
     for name, data in (("calibration", Data), ("evaluation", EvaluationData)):
         if isinstance(made.get(name), dict):
-            made[name] = data(**made[name])
+            try:
+                made[name] = data(**made[name])
+            except TypeError as error:
+                takes = ", ".join(f.name for f in fields(data))
+                raise SubFitError(f"{name}: {error}; it takes {takes}") from error
     return Options(**made)
 
 

@@ -77,7 +77,7 @@ def rank_for(rank: int | Literal["auto"], allowance: float, fixed: int, per_rank
 def linear_layer(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """Returns the layer that maps rows x to x W + b; `weight` W is (in, out)."""
     inputs, outputs = weight.shape
-    layer = nn.Linear(inputs, outputs, bias=bias is not None)
+    layer = nn.Linear(inputs, outputs, bias=bias is not None, device=weight.device)
     with torch.no_grad():
         layer.weight.copy_(weight.T)
         if bias is not None:

@@ -29,7 +29,8 @@ class Calibration:
         self.model = model
         self.tokens = tokens
         self.batch_size = batch_size
-        self.device = next(model.parameters()).device
+        weight = next(model.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
         self.sites = find_sites(model)
         self.memory: dict[Any, Any] = {}  # what strategies computed and others may need, such as `Candidates`
 

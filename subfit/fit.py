@@ -32,11 +32,11 @@ def fit_one_shot(calibration: Calibration, plan: Plan) -> list[Replacement]:
     def fit(site: Site, sums: dict[str, Tensor], common: Any = None) -> None:
         fitted[site] = _replacement(calibration.model, site, plan[site], sums, common)
 
-    with _MomentFiles() as files:
+    with _MomentFiles(calibration) as files:
         grouped = {site for site, bypass in plan.items() if bypass.needs_group()}
         gather_moments(calibration, plan, lambda site, sums: (files.put if site in grouped else fit)(site, sums))
         for bypass, sites in _groups(plan).items():
-            common = bypass.fit_group(sites, map(files.get, sites))
+            common = _common_part(calibration, bypass, sites, files)
             for site in sites:
                 fit(site, files.get(site), common)
     return [fitted[site] for site in plan]
@@ -105,6 +105,9 @@ def gather_moments(calibration: Calibration, plan: Plan, done: Callable[[Site, d
 class _MomentFiles:
     """The moments of a group's sites, on disk: however many there are, one site's are in memory."""
 
+    def __init__(self, calibration: Calibration):
+        self._device = str(calibration.device)
+
     def __enter__(self) -> "_MomentFiles":
         self._folder = tempfile.TemporaryDirectory(prefix="subfit-moments-")
         return self
@@ -119,7 +122,7 @@ class _MomentFiles:
             raise SubFitError(f"cannot keep moments in the folder for temporary files: {error}") from error
 
     def get(self, site: Site) -> dict[str, Tensor]:
-        return load_file(self._path(site))
+        return load_file(self._path(site), device=self._device)
 
     def _path(self, site: Site) -> Path:
         return Path(self._folder.name) / f"{site.name}.safetensors"
@@ -139,9 +142,15 @@ def _common_parts(calibration: Calibration, plan: Plan) -> dict[Bypass, Any]:
     groups = _groups(plan)
     if not groups:
         return {}
-    with _MomentFiles() as files:
+    with _MomentFiles(calibration) as files:
         gather_moments(calibration, {site: plan[site] for site in plan if plan[site] in groups}, files.put)
-        return {bypass: bypass.fit_group(sites, map(files.get, sites)) for bypass, sites in groups.items()}
+        return {bypass: _common_part(calibration, bypass, sites, files) for bypass, sites in groups.items()}
+
+
+def _common_part(calibration: Calibration, bypass: Bypass, sites: list[Site], files: "_MomentFiles") -> Any:
+    """What a group of sites has in common; a module is rounded to the model's data type before anything is fitted to it."""
+    common = bypass.fit_group(sites, map(files.get, sites))
+    return common.to(calibration.dtype) if isinstance(common, nn.Module) else common
 
 
 def _run(stream: ResidualStream, batch: slice, model: nn.Module, site: Site, until: Literal["x", "y"]) -> Seen:

@@ -62,9 +62,7 @@ def test_bad_names_are_one_clear_error(kind, given, message):
 
 def test_a_plugin_file_that_fails_names_itself(tmp_path):
     (tmp_path / "broken.py").write_text("import nothing_like_this\n")
-    with pytest.raises(
-        SubFitError, match="broken.py' cannot be imported: ModuleNotFoundError: .*nothing_like_this"
-    ):
+    with pytest.raises(SubFitError, match="broken.py' cannot be imported: ModuleNotFoundError: .*nothing_like_this"):
         registry.find("scorers", str(tmp_path / "broken.py"))
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(SubFitError, match="empty.py must define one Scorer; it defines none"):

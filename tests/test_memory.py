@@ -1,0 +1,47 @@
+"""The memory that a compression takes over the loaded model does not grow with the model's depth."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+CODE = """
+import sys
+sys.path[:0] = {path!r}
+import torch
+from conftest import recipe, tiny_model
+from subfit.pipeline import compress_model
+
+def peak():
+    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+def model(layers):
+    return tiny_model(num_hidden_layers=layers, hidden_size=192, intermediate_size=512, num_attention_heads=4, head_dim=48)
+
+tokens = torch.randint(3, 101, (64, 256), generator=torch.Generator().manual_seed(0))
+compress_model(model(2), tokens[:8], recipe(sparsity=0.5, **{given!r}), batch_size=4)  # what is loaded or grown once
+dense = model({layers})
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+before = peak()
+compress_model(dense, tokens, recipe(sparsity=0.25, **{given!r}), batch_size=4)
+print(peak() - before)
+"""
+STREAM = 64 * 256 * 192 * 4 / 2**20  # MiB: one residual stream of all tokens in float32
+
+
+def peak_over_model(layers: int, given: dict) -> float:
+    code = textwrap.dedent(CODE).format(path=sys.path, layers=layers, given=given)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
+@pytest.mark.parametrize("given", [{"fitting": "one_shot"}, {"fitting": "sequential"}], ids=["one_shot", "sequential"])
+def test_peak_memory_does_not_grow_with_depth(given, record_property):
+    peaks = {layers: peak_over_model(layers, given) for layers in (8, 16, 32)}
+    record_property("peak MiB by layers", peaks)
+    print(f"{given['fitting']}: peak over the loaded model {peaks} MiB; one stream is {STREAM:.1f} MiB")
+    added = 0.1 * 0.25 * 24 * (2 * 192 * 192 + 2 * 192 * 96 + 3 * 192 * 512) * 4 / 2**20  # bypasses of the 24 layers more
+    assert peaks[32] < peaks[8] + added + 0.5 * STREAM

@@ -1,0 +1,63 @@
+"""What the README shows is run: every command, and the Python."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from subfit import api
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.replace("\\\n", " ").splitlines() if line]
+LESS = {  # the same work on fewer and shorter windows
+    "compress": "--calibration.windows 4 --calibration.length 32 --evaluation.windows 1 --dtype bfloat16",
+    "evaluate": "--windows 1 --length 32 --dtype bfloat16",
+    "list": "",
+}
+
+
+@pytest.mark.real
+def test_every_command_in_their_order(tmp_path):
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    for name in ("valid.txt", "test.txt"):
+        (tmp_path / name).write_text("".join(f"The square of {i} is {i * i}.\n" for i in range(400)))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ran = []
+    for command in COMMANDS:
+        program, verb, *_ = shlex.split(command)
+        if program == "make":
+            done = subprocess.run([program, "--dry-run", verb], cwd=ROOT, capture_output=True, text=True)
+        else:
+            assert program == "subfit"
+            line = f"{command} {LESS[verb]}"
+            env = {**os.environ, "PATH": path}
+            done = subprocess.run(shlex.split(line), cwd=tmp_path, capture_output=True, text=True, timeout=600, env=env)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        ran.append((program, verb))
+    assert {("make", "demo"), ("make", "test"), ("subfit", "compress"), ("subfit", "evaluate"), ("subfit", "list")} <= set(
+        ran
+    )
+
+
+def test_the_python_shown(tmp_path, model_folder, text_file, monkeypatch):
+    code = "\n".join(text for kind, text in BLOCKS if kind == "python")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "valid.txt").write_text(text_file.read_text())
+    code = code.replace("smollm2-135m", str(model_folder)).replace('"windows": 64', '"windows": 4, "length": 32')
+    assert "subfit.compress(" in code and "subfit.load(" in code
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_is_a_recipe(path):
+    content = yaml.safe_load(path.read_text())
+    options = api.options_from(content)
+    assert options.sparsity == 0.25

@@ -1,0 +1,85 @@
+"""The embedded real model, end to end."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import recipe
+
+from subfit.calibration import Calibration
+from subfit.data import Data, windows
+from subfit.fit import fit_one_shot
+from subfit.models import load
+from subfit.pipeline import compress_model
+
+pytestmark = pytest.mark.real
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+@pytest.fixture(scope="module")
+def real():
+    """SmolLM2-135M-Instruct in float32, its tokenizer, and windows sampled from it."""
+    model, tokenizer = load("smollm2-135m")
+    model.bfloat16()
+    tokens, _ = windows(Data(windows=12, length=512), model, tokenizer, 0)
+    return model.float(), tokenizer, tokens
+
+
+def test_it_knows_the_capital_of_france(real):
+    model, tokenizer, _ = real
+    ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    assert "Paris" in tokenizer.decode(model.generate(ids, max_new_tokens=5, do_sample=False)[0])
+
+
+def test_a_fit_equals_least_squares_on_the_stored_pairs(real):
+    model, _, tokens = real
+    calibration = Calibration(model, tokens[:4])
+    site = next(site for site in calibration.sites if site.name == "ffn.2")
+    linear = recipe(ffn_bypass={"class_path": "linear", "init_args": {"ridge": 0.0}}).ffn_bypass
+    (found,) = fit_one_shot(calibration, {site: linear})
+    pairs = []
+    calibration.watch_sites([site], "store", lambda _, seen: pairs.append((seen.x.clone(), seen.y.clone())))
+    x, y = (torch.cat(parts).flatten(0, 1).double().numpy() for parts in zip(*pairs, strict=True))
+    design = np.c_[x, np.ones(len(x))]
+    expected = np.linalg.lstsq(design, y, rcond=None)[0]
+    weight = np.r_[found.bypass.weight.double().T.numpy(), found.bypass.bias.double().numpy()[None]]
+    assert np.linalg.norm(design @ weight - design @ expected) < 1e-6 * np.linalg.norm(design @ expected)
+    assert np.linalg.norm(weight - expected) < 1e-6 * np.linalg.norm(expected)
+
+
+def test_the_paper_costs_few_forward_passes_and_spares_the_massive_activations(real):
+    """Compression against a plain forward pass over the same tokens, measured in one run."""
+    model, _, tokens = real
+    plain = []
+    for _ in range(2):
+        start = time.perf_counter()
+        with torch.no_grad():
+            for batch in tokens.split(8):
+                model(batch, use_cache=False)
+        plain.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    result = compress_model(model, tokens, recipe())  # in place: the last test that uses the dense model
+    cost = (time.perf_counter() - start) / min(plain)
+    print(f"compression costs {cost:.2f} plain forward passes")
+    assert cost < 3.5
+    scores = {name: score for name, score in result.record["scores"].items() if name.startswith("ffn")}
+    spared = sorted(scores, key=scores.get)[11:]  # whatever the sparsity, up to 37.5 %
+    assert {"ffn.11", "ffn.28"} <= set(spared)  # they write the massive activations of this model
+
+
+def test_the_main_job_from_the_command_line(subfit, tmp_path):
+    small = ["--calibration.windows", 16, "--calibration.length", 256, "--evaluation.windows", 4, "--dtype", "bfloat16"]
+    done = subfit("compress", "--config", EXPERIMENTS / "subfit.yaml", *small, "--output", "out", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert len(record["selected"]) == 16
+    assert record["size"]["added_parameters"] <= 0.1 * record["size"]["removed_parameters"]
+    assert record["size"]["after"]["kv_bytes_per_token"] * 30 == record["size"]["before"]["kv_bytes_per_token"] * 22
+    assert 1 < record["evaluation"]["perplexity_ratio"] < 3
+    model, tokenizer = load(str(tmp_path / "out"))
+    ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    cached, plain = (model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=cache) for cache in (True, False))
+    assert torch.equal(cached, plain)
