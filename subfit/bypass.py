@@ -16,7 +16,7 @@ class Bypass(ABC):
 
     The module is made of `torch.nn` modules (a `Sequential` of `Linear`s, say), or of a class of the plug-in's own that
     uses torch alone and keeps its constructor's arguments as attributes; its source then travels with the checkpoint. The
-    same module object may be part of several sites' bypasses: it is counted and saved once.
+    same module object may be a part of the `Sequential`s of several sites: it is counted and saved once.
 
     Attributes:
         reads: what the module is given: the branch's normed "input", the residual "stream", or "nothing" of interest, in

@@ -21,25 +21,26 @@ class Candidates:
     Args:
         calibration: the model and its calibration tokens, all of which are fitted on.
         bypass: how every site is bypassed on trial.
-        windows: number of calibration windows, evenly spaced, that the divergence is measured on. The reference's logits
-            are held for them, in the model's data type.
+        windows: number of calibration windows, evenly spaced, that the divergence is measured on.
+        length: number of tokens of each, from its beginning: many short windows show more of the data than few long ones.
+            The reference's logits are held for them, in the model's data type.
     """
 
-    def __init__(self, calibration: Calibration, bypass: Bypass, windows: int):
+    def __init__(self, calibration: Calibration, bypass: Bypass, windows: int, length: int):
         self.calibration = calibration
         self.replacements = {r.site: r for r in fit_one_shot(calibration, dict.fromkeys(calibration.sites, bypass))}
         spaced = torch.linspace(0, len(calibration.tokens) - 1, min(windows, len(calibration.tokens))).long()
-        self.tokens = calibration.tokens[spaced]
+        self.tokens = calibration.tokens[spaced, :length]
         stream = self._finish(self._start())
         with torch.no_grad():
             self._reference = [stream.logits(batch) for batch in stream.batches]
 
     @classmethod
-    def of(cls, calibration: Calibration, bypass: Bypass, windows: int) -> "Candidates":
+    def of(cls, calibration: Calibration, bypass: Bypass, windows: int, length: int) -> "Candidates":
         """Returns these candidates, fitted on first use: a scorer and a selector that ask for the same share them."""
-        key = (cls, type(bypass), tuple(vars(bypass).items()), windows)
+        key = (cls, type(bypass), tuple(vars(bypass).items()), windows, length)
         if key not in calibration.memory:
-            calibration.memory[key] = cls(calibration, bypass, windows)
+            calibration.memory[key] = cls(calibration, bypass, windows, length)
         return calibration.memory[key]
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,7 +37,7 @@ def compress(arguments: list[str]) -> int:
         print(yaml.safe_dump(configuration, sort_keys=False), end="")
         return 0
     made = parser.instantiate(parsed).as_dict()
-    options = api.Options(**{name: made[name] for name in vars(api.Options)["__dataclass_fields__"]})
+    options = api.Options(**{field.name: made[field.name] for field in fields(api.Options)})
     record = api.run(options, configuration).record
     if parsed.json:
         print(json.dumps(record, indent=2))

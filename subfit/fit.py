@@ -64,12 +64,15 @@ def fit_sequential(calibration: Calibration, plan: Plan, target: Target, correct
             moments = Moments(site.width).to(calibration.device)
             corrects = target == "corrected" and not (site.shares_norm and here)  # parallel branches: correct once
             for batch in dense.batches if plan[site].reads != "nothing" else ():
-                with switched_off(here):
-                    kept = _run(dense, batch, calibration.model, site, "y")
                 seen = _run(moved, batch, calibration.model, site, "y" if target == "branch" else "x")
-                y = seen.y if target == "branch" else kept.y.float()
-                if corrects:
-                    y = y + correction * (kept.h.float() - seen.h.float())
+                if target == "branch":
+                    y = seen.y
+                else:
+                    with switched_off(here):
+                        kept = _run(dense, batch, calibration.model, site, "y")
+                    y = kept.y.float()
+                    if corrects:
+                        y = y + correction * (kept.h.float() - seen.h.float())
                 moments.update(_read(plan[site], seen), y)
             sums = moments.compute() if plan[site].reads != "nothing" else {}
             fitted[site] = _replacement(calibration.model, site, plan[site], sums, common.get(plan[site]))

@@ -49,14 +49,14 @@ class ResidualStream:
         self.position = 0
         self.batches = [slice(i, min(i + batch_size, len(tokens))) for i in range(0, len(tokens), batch_size)]
         self._arguments: dict[int, list[tuple[tuple, dict[str, Any]]]] = {}
-        for batch in self.batches:
-            with self._standing_in([_PassThrough(layer) for layer in self.layers]) as recorders:
+        with self._standing_in([_PassThrough(layer) for layer in self.layers]) as recorders:
+            for batch in self.batches:
                 model.base_model(self.tokens[batch], use_cache=False)  # without the head
-            stream = recorders[0].stream
-            if batch.start == 0:
-                self.hidden = stream.new_empty((*tokens.shape, stream.shape[-1]))
-            self.hidden[batch] = stream
-            self._arguments.setdefault(len(stream), [recorder.arguments for recorder in recorders])
+                stream = recorders[0].stream
+                if batch.start == 0:
+                    self.hidden = stream.new_empty((*tokens.shape, stream.shape[-1]))
+                self.hidden[batch] = stream
+                self._arguments.setdefault(len(stream), [recorder.arguments for recorder in recorders])
 
     @contextmanager
     def _standing_in(self, modules: list[_PassThrough]) -> Iterator[list[_PassThrough]]:

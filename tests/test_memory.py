@@ -1,5 +1,6 @@
 """The memory that a compression takes over the loaded model does not grow with the model's depth."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ CODE = """
 import sys
 sys.path[:0] = {path!r}
 import torch
+torch.set_num_threads(1)  # each thread has an arena of its own
 from conftest import recipe, tiny_model
 from subfit.pipeline import compress_model
 
@@ -32,7 +34,8 @@ STREAM = 64 * 256 * 192 * 4 / 2**20  # MiB: one residual stream of all tokens in
 
 def peak_over_model(layers: int, given: dict) -> float:
     code = textwrap.dedent(CODE).format(path=sys.path, layers=layers, given=given)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # tensors go back to the system as soon as they are freed
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
 
@@ -44,4 +47,4 @@ def test_peak_memory_does_not_grow_with_depth(given, record_property):
     record_property("peak MiB by layers", peaks)
     print(f"{given['fitting']}: peak over the loaded model {peaks} MiB; one stream is {STREAM:.1f} MiB")
     added = 0.1 * 0.25 * 24 * (2 * 192 * 192 + 2 * 192 * 96 + 3 * 192 * 512) * 4 / 2**20  # bypasses of the 24 layers more
-    assert peaks[32] < peaks[8] + added + 0.5 * STREAM
+    assert peaks[32] < peaks[8] + added + STREAM  # anything kept for each token and layer would be 24 streams more

@@ -52,6 +52,7 @@ def test_names_are_listed_without_importing():
         ("bypasses", "missing.py", "plug-in file missing.py does not exist"),
         ("bypasses", "torch.nn.Linear", "must define a Bypass Linear"),
         ("bypasses", "no_such_package.Thing", "cannot be imported: ModuleNotFoundError"),
+        ("selectors", {"class_path": "greedy", "init_args": {"pool": 0.5}}, "pool is 0.5; both must be at least 1"),
         ("bypasses", {"class_path": "low_rank", "init_args": {"rang": 3}}, "low_rank: .*'rang'; it takes \\(rank"),
     ],
 )

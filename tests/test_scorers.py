@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import tiny_model, tiny_tokens
 
-from strategies.bypasses.linear import Linear
+from strategies.bypasses.low_rank import LowRank
 from strategies.scorers.bypassed_kl import BypassedKL
 from strategies.scorers.subfit import SubFit
 from subfit.calibration import Calibration
@@ -58,11 +58,11 @@ def test_a_site_that_adds_nothing_scores_lowest_and_one_that_rewrites_the_stream
 def test_bypassed_kl_equals_a_naive_full_run():
     model, tokens = tiny_model(), tiny_tokens(9)
     calibration = Calibration(model, tokens, batch_size=4)
-    found = BypassedKL(bypass=Linear(), windows=3).score(calibration)
-    some = tokens[[0, 4, 8]]
+    found = BypassedKL(share=0.2, ridge=0.1, windows=3, length=16).score(calibration)
+    some, bypass = tokens[[0, 4, 8], :16], LowRank(share=0.2, ridge=0.1)
     with torch.no_grad():
         dense = model(some).logits[:, :-1].double().log_softmax(-1)
-        for replacement in fit_one_shot(calibration, dict.fromkeys(calibration.sites, Linear())):
+        for replacement in fit_one_shot(calibration, dict.fromkeys(calibration.sites, bypass)):
             replacement.on()
             other = model(some).logits[:, :-1].double().log_softmax(-1)
             replacement.off()

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from strategies.bypasses.low_rank import LowRank
-from subfit.bypass import Bypass
 from subfit.candidates import Candidates
 from subfit.scorer import Scorer
 
@@ -15,14 +14,16 @@ class BypassedKL(Scorer):
     rare tokens is seen by its consequences.
 
     Args:
-        bypass: what stands in a site's place on trial.
+        share, ridge: of the low-rank map that stands in a site's place on trial.
         windows: number of calibration windows to measure on.
+        length: tokens of each, from its beginning.
     """
 
-    def __init__(self, bypass: Bypass | None = None, windows: int = 4):
+    def __init__(self, share: float = 0.1, ridge: float = 0.05, windows: int = 8, length: int = 256):
         super().__init__()
-        self.bypass = bypass or LowRank(ridge=0.05)
+        self.bypass = LowRank(share=share, ridge=ridge)
         self.windows = windows
+        self.length = length
 
     def update(self, h: Tensor, x: Tensor, y: Tensor) -> None:
         raise TypeError("this score is not a sum over batches; it comes from `score`")
@@ -31,4 +32,4 @@ class BypassedKL(Scorer):
         raise TypeError("this score is not a sum over batches; it comes from `score`")
 
     def score(self, calibration):
-        return Candidates.of(calibration, self.bypass, self.windows).divergences((), calibration.sites)
+        return Candidates.of(calibration, self.bypass, self.windows, self.length).divergences((), calibration.sites)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from subfit.scorer import Scorer
 
-BINS = 4096
+BINS = 2048
 DECADES = 12  # norms of the stream from 1e-6 to 1e6 are told apart
 
 

@@ -3,8 +3,8 @@
 import math
 
 from strategies.bypasses.low_rank import LowRank
-from subfit.bypass import Bypass
 from subfit.candidates import Candidates
+from subfit.errors import SubFitError
 from subfit.selector import Selector
 from subfit.sites import KINDS
 
@@ -18,15 +18,30 @@ class Greedy(Selector):
     Args:
         rounds: number of rounds, among which each type's budget is divided.
         pool: how many sites of a type are tried, as a multiple of its budget; those with the lowest scores.
-        bypass: what stands in a site's place on trial.
+        share, ridge: of the low-rank map that stands in a site's place on trial.
         windows: number of calibration windows to measure on.
+        length: tokens of each, from its beginning.
+
+    Raises:
+        SubFitError: if there is no round, or the pool is smaller than the budget.
     """
 
-    def __init__(self, rounds: int = 3, pool: float = 2.0, bypass: Bypass | None = None, windows: int = 4):
+    def __init__(
+        self,
+        rounds: int = 3,
+        pool: float = 2.0,
+        share: float = 0.1,
+        ridge: float = 0.05,
+        windows: int = 8,
+        length: int = 256,
+    ):
+        if rounds < 1 or pool < 1:
+            raise SubFitError(f"greedy: rounds is {rounds} and pool is {pool}; both must be at least 1")
         self.rounds = rounds
         self.pool = pool
-        self.bypass = bypass or LowRank(ridge=0.05)
+        self.bypass = LowRank(share=share, ridge=ridge)
         self.windows = windows
+        self.length = length
 
     def select(self, scores, budget, calibration):
         pool = [site for kind in KINDS for site in _lowest(scores, kind, math.ceil(self.pool * budget.of(kind)))]
@@ -38,7 +53,7 @@ class Greedy(Selector):
                 chosen += _lowest(costs, kind, wanted)
             if step < self.rounds:
                 rest = [site for site in pool if site not in chosen]
-                costs = Candidates.of(calibration, self.bypass, self.windows).divergences(chosen, rest)
+                costs = Candidates.of(calibration, self.bypass, self.windows, self.length).divergences(chosen, rest)
         return chosen
 
 
