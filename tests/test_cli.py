@@ -10,6 +10,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from subfit.cli import main
+
 SMALL = ["--calibration.windows", 6, "--calibration.length", 32, "--evaluation.windows", 2]
 
 
@@ -110,16 +112,23 @@ def test_list(subfit):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_the_user_can_mend_is_one_line_and_exit_code_2(subfit, model_folder, tmp_path, arguments, message):
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(model_folder, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.yaml").write_text("a: [1")
     (tmp_path / "list.yaml").write_text("- 1")
     (tmp_path / "short.txt").write_text("short")
-    done = subfit(*(a.replace("{model}", str(model_folder)) for a in arguments))
-    assert done.returncode == 2, done.stderr
-    line = done.stderr.strip().splitlines()[-1]
+    assert main([a.replace("{model}", str(model_folder)) for a in arguments]) == 2
+    shown = capsys.readouterr()
+    line = shown.err.strip().splitlines()[-1]
     assert line.startswith(f"subfit {arguments[0]}: error: ") and message in line
-    assert "Traceback" not in done.stderr and done.stdout == ""
+    assert "Traceback" not in shown.err and shown.out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.yaml", "list.yaml", "short.txt"]
+
+
+def test_an_error_ends_the_process_with_code_2(subfit):
+    done = subfit("compress", "--sparsity", "1.5")
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.endswith("subfit compress: error: sparsity is 1.5; it must be at least 0 and less than 1\n")
 
 
 def test_debug_shows_the_traceback(subfit):
@@ -127,8 +136,17 @@ def test_debug_shows_the_traceback(subfit):
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("stage", ["score", "fit", "evaluate", "Writing model shards"])
+@pytest.mark.parametrize(
+    ("number", "stage"),
+    [
+        (signal.SIGTERM, "score"),
+        (signal.SIGTERM, "fit"),
+        (signal.SIGINT, "evaluate"),
+        (signal.SIGTERM, "Writing model shards"),
+        (signal.SIGINT, "Writing model shards"),
+        (signal.SIGKILL, "Writing model shards"),
+    ],
+)
 def test_an_interrupted_run_leaves_no_folder(model_folder, text_file, tmp_path, number, stage):
     """Interrupted as soon as a stage is seen to begin; the writing is slowed down to be met."""
     slow = "import safetensors.torch, transformers.modeling_utils as m, time\nreal = m.safe_save_file\n"
