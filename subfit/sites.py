@@ -137,7 +137,7 @@ def _sites_of_layer(model: nn.Module, index: int, calls: list[Call]) -> Iterator
         found = ", ".join(call.path for call in calls)
         raise SubFitError(f"{where} is not one Attention and one FeedForward; its modules are {found}")
     added = torch.zeros_like(whole.read)
-    for kind, call in (("attention", attention[0]), ("ffn", ffn[0])):
+    for kind, call in zip(KINDS, (attention[0], ffn[0]), strict=True):
         before = next((norm for norm in norms if norm.gave is call.read), None)
         after = next((norm for norm in norms if norm.read is call.gave), None)
         added = added + (after or call).gave
@@ -145,7 +145,7 @@ def _sites_of_layer(model: nn.Module, index: int, calls: list[Call]) -> Iterator
         core = model.get_submodule(call.path)
         removed = [core] if after is None else [core, model.get_submodule(after.path)]
         yield Site(
-            kind=kind,  # type: ignore[arg-type]  # mypy widens the tuple's strings
+            kind=kind,
             layer=index,
             path=call.path,
             input_norm=before.path if before else None,
