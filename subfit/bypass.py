@@ -7,8 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, where
 from subfit.sites import Site
+
+Reads = Literal["input", "stream", "nothing", "previous"]
 
 
 class Bypass(ABC):
@@ -19,11 +21,26 @@ class Bypass(ABC):
     same module object may be a part of the `Sequential`s of several sites: it is counted and saved once.
 
     Attributes:
-        reads: what the module is given: the branch's normed "input", the residual "stream", or "nothing" of interest, in
-            which case no moments are gathered for it.
+        reads: what the module is given: the branch's normed "input", the residual "stream" before its norm, or "nothing" of
+            interest. The module of one that reads "previous" is a linear map of what the last kept FeedForward before the
+            site adds; it is merged into that FeedForward, and nothing is left at the site.
+        needs: what `fit` is given: "moments", also the "pairs" that they are made of, or "nothing".
     """
 
-    reads: Literal["input", "stream", "nothing"] = "input"
+    reads: Reads = "input"
+    needs: Literal["nothing", "moments", "pairs"] = "moments"
+
+    def assign(self, sites: list[Site]) -> dict[Site, "Bypass"]:
+        """Returns which bypass takes the place of each of the selected sites: this one, unless it is a mixture of others."""
+        return dict.fromkeys(sites, self)
+
+    def parameters(self, sites: list[Site]) -> int:
+        """Returns the number of parameters that the bypasses of these sites have together.
+
+        Budgets that are net of what the bypasses cost ask for it before anything is fitted.
+        """
+        place = where(self)
+        raise SubFitError(f"{type(self).__name__} does not tell its size; a net budget needs its parameters() ({place})")
 
     def fit_group(self, sites: list[Site], moments: Iterable[dict[str, Tensor]]) -> Any:
         """Learns what all sites of one run have in common, such as a basis; `fit` gets what is returned.
@@ -42,7 +59,8 @@ class Bypass(ABC):
 
         Args:
             site: the site to replace.
-            moments: the sums of `Moments.compute` over the calibration tokens; empty if the module reads nothing.
+            moments: the sums of `Moments.compute` over the calibration tokens. If the bypass needs pairs, also `inputs` and
+                `targets`, (tokens, d), what the module reads and what it is fitted to. Empty if it needs nothing.
             common: what `fit_group` returned.
         """
 

@@ -1,4 +1,4 @@
-"""What it would cost to replace a site: the KL divergence from the dense model, with a fitted bypass in its place."""
+"""What it would cost to replace sites: the loss, and the KL divergence from the dense model, with bypasses in place."""
 
 from collections.abc import Collection, Iterable
 
@@ -12,6 +12,8 @@ from subfit.quality import Agreement
 from subfit.sites import Site
 from subfit.stream import ResidualStream
 
+MEASURES = {"kl": "divergence", "loss": "nll"}
+
 
 class Candidates:
     """A bypass for every site, fitted on the dense stream, which can be tried in any combination.
@@ -21,7 +23,7 @@ class Candidates:
     Args:
         calibration: the model and its calibration tokens, all of which are fitted on.
         bypass: how every site is bypassed on trial.
-        windows: number of calibration windows, evenly spaced, that the divergence is measured on.
+        windows: number of calibration windows, evenly spaced, that a trial is measured on.
         length: number of tokens of each, from its beginning: many short windows show more of the data than few long ones.
             The reference's logits are held for them, in the model's data type.
     """
@@ -38,25 +40,40 @@ class Candidates:
     @classmethod
     def of(cls, calibration: Calibration, bypass: Bypass, windows: int, length: int) -> "Candidates":
         """Returns these candidates, fitted on first use: a scorer and a selector that ask for the same share them."""
-        key = (cls, type(bypass), tuple(vars(bypass).items()), windows, length)
+        key = (cls, type(bypass), repr(vars(bypass)), windows, length)
         if key not in calibration.memory:
             calibration.memory[key] = cls(calibration, bypass, windows, length)
         return calibration.memory[key]
 
     @torch.no_grad()
-    def divergences(self, chosen: Collection[Site], pool: Iterable[Site]) -> dict[Site, float]:
-        """Returns the KL divergence with the `chosen` sites and one of the `pool` bypassed, in nats, for each of these."""
-        trials = [self.replacements[site] for site in self.calibration.sites if site in set(pool)]
+    def costs(
+        self, chosen: Collection[Site], pool: Iterable[Collection[Site]], measure: str = "kl", show: bool = True
+    ) -> list[float]:
+        """Returns what it costs to bypass the `chosen` sites and one group of the `pool` together, for each group.
+
+        Args:
+            chosen: sites that are bypassed in every trial.
+            pool: groups of further sites; a trial resumes from the first layer of its group.
+            measure: `kl`, the divergence from the dense model, or `loss`, that of the next token; in nats, mean over tokens.
+            show: whether to show a progress bar.
+        """
+        groups = [[self.replacements[site] for site in group] for group in pool]
+        first = [min((r.site.layer for r in group), default=len(self.calibration.sites)) for group in groups]
+        found = [0.0] * len(groups)
         for site in chosen:
             self.replacements[site].on()
         try:
-            stream, found = self._start(), {}
-            for trial in tqdm(trials, desc="try", unit="site"):
-                while stream.position < trial.site.layer:
+            stream = self._start()
+            order = sorted(range(len(groups)), key=first.__getitem__)
+            for index in tqdm(order, desc="try", unit="trial", disable=not show):
+                while stream.position < min(first[index], len(stream.layers)):
                     self._step(stream)
-                trial.on()
-                found[trial.site] = self._divergence(self._finish(stream.fork()))
-                trial.off()
+                for replacement in groups[index]:
+                    replacement.on()
+                found[index] = self._measure(self._finish(stream.fork()), measure)
+                for replacement in groups[index]:
+                    if replacement.site not in chosen:
+                        replacement.off()
             return found
         finally:
             for replacement in self.replacements.values():
@@ -74,8 +91,15 @@ class Candidates:
         for _ in stream.advance():
             pass
 
-    def _divergence(self, stream: ResidualStream) -> float:
+    def _measure(self, stream: ResidualStream, measure: str) -> float:
         metric = Agreement().to(self.calibration.device)
         for batch, reference in zip(stream.batches, self._reference, strict=True):
             metric.update(stream.logits(batch), stream.tokens[batch], reference)
-        return float(metric.compute()["divergence"])
+        return float(metric.compute()[MEASURES[measure]])
+
+
+def site_costs(calibration: Calibration, bypass: Bypass, windows: int, length: int, measure: str) -> dict[Site, float]:
+    """Returns what it costs to bypass each site alone; see `Candidates`."""
+    candidates = Candidates.of(calibration, bypass, windows, length)
+    costs = candidates.costs((), [[site] for site in calibration.sites], measure)
+    return dict(zip(calibration.sites, costs, strict=True))

@@ -14,7 +14,9 @@ from tqdm.auto import tqdm
 
 from subfit.bypass import Bypass
 from subfit.calibration import Calibration
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, blaming, where
+from subfit.merge import last_kept_ffn, merged, output_projection
+from subfit.modeling_subfit import Constant, Scale
 from subfit.moments import Moments
 from subfit.regression import explained_variance
 from subfit.replace import Replacement, switched_off
@@ -29,12 +31,14 @@ def fit_one_shot(calibration: Calibration, plan: Plan) -> list[Replacement]:
     """Fits every bypass to what its branch adds in the dense model, in one pass; returns them switched off."""
     fitted: dict[Site, Replacement] = {}
 
-    def fit(site: Site, sums: dict[str, Tensor], common: Any = None) -> None:
-        fitted[site] = _replacement(calibration.model, site, plan[site], sums, common)
+    def fit(site: Site, evidence: dict[str, Tensor], common: Any = None) -> None:
+        fitted[site] = _replacement(calibration.model, site, plan[site], evidence, common)
 
-    with _MomentFiles(calibration) as files:
+    if any(bypass.reads == "previous" for bypass in plan.values()):
+        raise SubFitError("a bypass that is merged into the previous FeedForward needs fitting: sequential")
+    with _EvidenceFiles(calibration) as files:
         grouped = {site for site, bypass in plan.items() if bypass.needs_group()}
-        gather_moments(calibration, plan, lambda site, sums: (files.put if site in grouped else fit)(site, sums))
+        gather(calibration, plan, lambda site, evidence: (files.put if site in grouped else fit)(site, evidence))
         for bypass, sites in _groups(plan).items():
             common = _common_part(calibration, bypass, sites, files)
             for site in sites:
@@ -51,78 +55,107 @@ def fit_sequential(calibration: Calibration, plan: Plan, target: Target, correct
     "corrected", y + correction * (h - h^), which pulls the compressed stream back onto the dense one (the idea of GPTAQ's
     asymmetric calibration, arXiv 2504.02692). What a group has in common is learned beforehand, on the dense stream.
     """
+    model = calibration.model
     common = _common_parts(calibration, plan)
+    merging = _merging(calibration, plan)
     fitted: dict[Site, Replacement] = {}
     dense = calibration.stream()
     moved = dense
+    previous = torch.empty(0)  # what the FeedForward has added that a later bypass is merged into
     for layer in tqdm(range(len(dense.layers)), desc="fit", unit="layer"):
         sites = [site for site in plan if site.layer == layer]
         if sites and moved is dense:
             moved = dense.fork()
         here: list[Replacement] = []
         for site in sites:
-            moments = Moments(site.width).to(calibration.device)
+            bypass, evidence = plan[site], Evidence(site, plan[site])
             corrects = target == "corrected" and not (site.shares_norm and here)  # parallel branches: correct once
-            for batch in dense.batches if plan[site].reads != "nothing" else ():
-                seen = _run(moved, batch, calibration.model, site, "y" if target == "branch" else "x")
+            for batch in dense.batches if bypass.needs != "nothing" else ():
+                seen = _run(moved, batch, model, site, "y" if target == "branch" else "x")
                 if target == "branch":
                     y = seen.y
                 else:
                     with switched_off(here):
-                        kept = _run(dense, batch, calibration.model, site, "y")
+                        kept = _run(dense, batch, model, site, "y")
                     y = kept.y.float()
                     if corrects:
                         y = y + correction * (kept.h.float() - seen.h.float())
-                moments.update(_read(plan[site], seen), y)
-            sums = moments.compute() if plan[site].reads != "nothing" else {}
-            fitted[site] = _replacement(calibration.model, site, plan[site], sums, common.get(plan[site]))
+                evidence.add(previous[batch] if site in merging else _read(bypass, seen), y)
+            fitted[site] = _replacement(model, site, bypass, evidence.collect(), common.get(bypass), merging.get(site))
             fitted[site].on()
             here.append(fitted[site])
+            if site in merging:
+                for batch in moved.batches:
+                    moved.hidden[batch] += fitted[site].bypass(previous[batch])
         if layer == max((site.layer for site in plan), default=-1):
             break
+        source = next((source for source in merging.values() if source.layer == layer), None)
+        added = _advance(moved, model, source)
         if moved is not dense:
-            for _ in moved.advance():
-                pass
-        with switched_off(here):
-            for _ in dense.advance():
-                pass
+            with switched_off(here):
+                _advance(dense, model)
+        previous = previous if added is None else added
     return [fitted[site] for site in plan]
 
 
-def gather_moments(calibration: Calibration, plan: Plan, done: Callable[[Site, dict[str, Tensor]], None]) -> None:
-    """Gives `done` the moments of each site of `plan` on the dense stream, as soon as they are complete."""
-    moments: dict[Site, Moments] = {}
+def gather(calibration: Calibration, plan: Plan, done: Callable[[Site, dict[str, Tensor]], None]) -> None:
+    """Gives `done` what the bypass of each site of `plan` needs of the dense stream, as soon as it is complete."""
+    evidence: dict[Site, Evidence] = {}
 
     def visit(site: Site, seen: Seen) -> None:
-        if plan[site].reads != "nothing":
-            if site not in moments:
-                moments[site] = Moments(site.width).to(calibration.device)
-            moments[site].update(_read(plan[site], seen), seen.y)
+        if plan[site].needs != "nothing":
+            if site not in evidence:
+                evidence[site] = Evidence(site, plan[site])
+            evidence[site].add(_read(plan[site], seen), seen.y)
 
     def finish(site: Site) -> None:
-        done(site, moments.pop(site).compute() if site in moments else {})
+        done(site, evidence.pop(site).collect() if site in evidence else {})
 
     calibration.watch_sites(plan, "fit", visit, finish)
 
 
-class _MomentFiles:
-    """The moments of a group's sites, on disk: however many there are, one site's are in memory."""
+class Evidence:
+    """What a bypass is fitted from: the moments of what it reads and its targets, and the pairs if it needs them."""
+
+    def __init__(self, site: Site, bypass: Bypass):
+        self._bypass = bypass
+        self._width = site.width
+        self._moments: Moments | None = None
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Adds what the bypass reads in one batch, and its targets; both (windows, tokens, d)."""
+        self._moments = self._moments or Moments(self._width).to(x.device)
+        self._moments.update(x, y)
+        if self._bypass.needs == "pairs":
+            self._pairs.append((x.flatten(0, -2).clone(), y.flatten(0, -2).to(x.dtype, copy=True)))
+
+    def collect(self) -> dict[str, Tensor]:
+        """Returns the sums of `Moments.compute`, and `inputs` and `targets` (tokens, d) where pairs are needed."""
+        sums = self._moments.compute() if self._moments else {}
+        if self._pairs:
+            sums["inputs"], sums["targets"] = (torch.cat(part) for part in zip(*self._pairs, strict=True))
+        return sums
+
+
+class _EvidenceFiles:
+    """The evidence of a group's sites, on disk: however many there are, one site's is in memory."""
 
     def __init__(self, calibration: Calibration):
         self._device = str(calibration.device)
 
-    def __enter__(self) -> "_MomentFiles":
-        self._folder = tempfile.TemporaryDirectory(prefix="subfit-moments-")
+    def __enter__(self) -> "_EvidenceFiles":
+        self._folder = tempfile.TemporaryDirectory(prefix="subfit-evidence-")
         return self
 
     def __exit__(self, *error: object) -> None:
         self._folder.cleanup()
 
-    def put(self, site: Site, sums: dict[str, Tensor]) -> None:
+    def put(self, site: Site, evidence: dict[str, Tensor]) -> None:
         try:
-            save_file({name: value.contiguous() for name, value in sums.items()}, self._path(site))
+            save_file({name: value.contiguous() for name, value in evidence.items()}, self._path(site))
         except (OSError, SafetensorError) as error:
-            raise SubFitError(f"cannot keep moments in the folder for temporary files: {error}") from error
+            raise SubFitError(f"cannot keep evidence in the folder for temporary files: {error}") from error
 
     def get(self, site: Site) -> dict[str, Tensor]:
         return load_file(self._path(site), device=self._device)
@@ -145,12 +178,12 @@ def _common_parts(calibration: Calibration, plan: Plan) -> dict[Bypass, Any]:
     groups = _groups(plan)
     if not groups:
         return {}
-    with _MomentFiles(calibration) as files:
-        gather_moments(calibration, {site: plan[site] for site in plan if plan[site] in groups}, files.put)
+    with _EvidenceFiles(calibration) as files:
+        gather(calibration, {site: plan[site] for site in plan if plan[site] in groups}, files.put)
         return {bypass: _common_part(calibration, bypass, sites, files) for bypass, sites in groups.items()}
 
 
-def _common_part(calibration: Calibration, bypass: Bypass, sites: list[Site], files: "_MomentFiles") -> Any:
+def _common_part(calibration: Calibration, bypass: Bypass, sites: list[Site], files: "_EvidenceFiles") -> Any:
     """What a group of sites has in common; a module is rounded to the model's data type before anything is fitted to it."""
     common = bypass.fit_group(sites, map(files.get, sites))
     return common.to(calibration.dtype) if isinstance(common, nn.Module) else common
@@ -167,15 +200,60 @@ def _read(bypass: Bypass, seen: Seen) -> Tensor:
     return seen.h if bypass.reads == "stream" else seen.x
 
 
-def _replacement(model: nn.Module, site: Site, bypass: Bypass, sums: dict[str, Tensor], common: Any) -> Replacement:
-    module = bypass.fit(site, sums, common)
-    return Replacement(model, site, module, bypass.reads, _explained_variance(module, sums, site.width))
+def _advance(stream: ResidualStream, model: nn.Module, source: Site | None = None) -> Tensor | None:
+    """Moves all tokens through the current layer; returns what the branch `source` has added, if one is given."""
+    if source is None:
+        for _ in stream.advance():
+            pass
+        return None
+    added = torch.empty_like(stream.hidden)
+    with watch(model, source) as seen:
+        for batch in stream.advance():
+            added[batch] = seen.y
+    return added
+
+
+def _merging(calibration: Calibration, plan: Plan) -> dict[Site, Site]:
+    """The sites whose bypass is merged into a FeedForward before it, and that FeedForward."""
+    merging = [site for site, bypass in plan.items() if bypass.reads == "previous"]
+    dropped = {site for site, bypass in plan.items() if bypass.needs == "nothing"}
+    return {site: last_kept_ffn(calibration.sites, dropped, site) for site in merging}
+
+
+def _replacement(
+    model: nn.Module, site: Site, bypass: Bypass, evidence: dict[str, Tensor], common: Any, source: Site | None = None
+) -> Replacement:
+    """The fitted bypass of a site; merged into the FeedForward `source`, if one is given."""
+    with torch.enable_grad(), blaming(bypass):
+        module = bypass.fit(site, evidence, common)
+    _check_module(module, site, bypass)
+    explained = _explained_variance(module, evidence, site.width)
+    if source is None:
+        return Replacement(model, site, module, bypass.reads, explained)
+    path = output_projection(model, source)
+    return Replacement(model, site, module, "previous", explained, {path: merged(model.get_submodule(path), module)})
+
+
+def _check_module(module: Any, site: Site, bypass: Bypass) -> None:
+    """Raises SubFitError unless `module` is a module that maps rows of the stream's width to the same, without NaN."""
+    place = where(bypass, "fit")
+    if not isinstance(module, nn.Module):
+        raise SubFitError(f"{site.name}: fit must return a module, not {type(module).__name__} ({place})")
+    parameters = list(module.parameters())
+    if not all(p.isfinite().all() for p in parameters):
+        raise SubFitError(f"{site.name}: the fitted bypass has NaN or infinite parameters ({place})")
+    like = parameters[0] if parameters else torch.empty(0)
+    with torch.no_grad(), blaming(bypass):
+        gave = module(torch.zeros(2, site.width, device=like.device, dtype=like.dtype))
+    if gave.shape != (2, site.width):
+        shape = tuple(gave.shape)
+        raise SubFitError(f"{site.name}: the bypass maps (2, {site.width}) to {shape}; both must be the same ({place})")
 
 
 def _explained_variance(module: nn.Module, sums: dict[str, Tensor], width: int) -> float | None:
-    """R^2 of a bypass made of linear layers alone, on the tokens it was fitted to; None for any other."""
+    """R^2 of a bypass made of linear pieces alone, on the tokens it was fitted to; None for any other."""
     leaves = [m for m in module.modules() if not isinstance(m, nn.Sequential)]
-    if not sums or not all(isinstance(leaf, nn.Linear) for leaf in leaves):
+    if not sums or not all(isinstance(leaf, nn.Linear | Scale | Constant) for leaf in leaves):
         return None
     exact = copy.deepcopy(module).to(sums["xx"].device, torch.float64)
     with torch.no_grad():

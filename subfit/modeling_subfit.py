@@ -36,6 +36,52 @@ class Zero(nn.Module):
         return x.new_zeros(()).expand_as(x)
 
 
+class Constant(nn.Module):
+    """Adds the same vector (width) to every token."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bias.expand_as(x)
+
+
+class Scale(nn.Module):
+    """x * w + b, with a weight of its own for each dimension (weights = width), or one for all (weights = 1)."""
+
+    def __init__(self, width: int, weights: int):
+        super().__init__()
+        self.width, self.weights = width, weights
+        self.weight = nn.Parameter(torch.ones(weights))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.bias, x, self.weight)
+
+
+class Sum(nn.Sequential):
+    """The sum of what its children give for the same input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return sum(child(x) for child in self)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), a gated feed-forward with `hidden` units."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.width, self.hidden = width, hidden
+        self.gate = nn.Linear(width, hidden)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+
 class Shared(nn.Module):
     """A use of a module that several sites share; the model owns it once, under `subfit_shared`."""
 
@@ -160,7 +206,7 @@ def describe(module: nn.Module, shared: Mapping[str, nn.Module]) -> dict[str, An
         if module is owner:
             return {"shared": name}
     if isinstance(module, nn.Sequential):
-        return {"class": "Sequential", "children": [describe(child, shared) for child in module]}
+        return {"class": type(module).__name__, "children": [describe(child, shared) for child in module]}
     arguments = {}
     for name in inspect.signature(type(module).__init__).parameters:
         if name == "bias":
@@ -174,11 +220,11 @@ def build(spec: dict[str, Any], shared: Mapping[str, nn.Module]) -> nn.Module:
     """Builds the module that `describe` described, with fresh tensors."""
     if "shared" in spec:
         return Shared(shared[spec["shared"]])
-    if "children" in spec:
-        return nn.Sequential(*(build(child, shared) for child in spec["children"]))
     found = globals().get(spec["class"]) or getattr(nn, spec["class"], None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"the bypass module {spec['class']!r} is neither in torch.nn nor in {__file__}")
+    if "children" in spec:
+        return found(*(build(child, shared) for child in spec["children"]))
     return found(**spec.get("arguments", {}))
 
 

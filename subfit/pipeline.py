@@ -4,20 +4,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from subfit.budget import budget_for
+from subfit.budget import Budget, check_sparsity
 from subfit.bypass import Bypass
 from subfit.calibration import Calibration
-from subfit.errors import SubFitError
+from subfit.costs import Unit, check_unit
+from subfit.errors import SubFitError, blaming, where
 from subfit.fit import Target, fit_one_shot, fit_sequential
 from subfit.quality import evaluate_logits, kv_bytes_per_token, logits_of
 from subfit.replace import Replacement, check_replaceable, finish, switched_off
-from subfit.scorer import Scorer
+from subfit.scorer import Scorer, StreamScorer
 from subfit.selector import Selector
-from subfit.sites import Site
+from subfit.sites import Kind, Site
 
 
 @dataclass(kw_only=True)
@@ -30,6 +32,9 @@ class Recipe:
         attention_bypass: takes the place of each chosen Attention.
         ffn_bypass: takes the place of each chosen FeedForward.
         sparsity: share of the Attentions, and of the FeedForwards, to replace.
+        budget: what the sparsity is a share of: `submodules`, `parameters`, `kv_bytes`, `flops` or `latency`; of all but the
+            first, net of what the bypasses cost.
+        protect: sites never to replace, such as `ffn.11`, or `layer.0` for both of a layer; `layer.-1` is the last.
         fitting: `one_shot` fits all bypasses on the dense model's stream; `sequential` in depth order, each on the stream
             as the earlier ones have changed it.
         target: what a sequential fit aims at: `branch`, what the branch would add to the changed stream; `dense`, what it
@@ -43,12 +48,15 @@ class Recipe:
     attention_bypass: Bypass
     ffn_bypass: Bypass
     sparsity: float = 0.25
+    budget: Unit = "submodules"
+    protect: list[str] = field(default_factory=list)
     fitting: Literal["one_shot", "sequential"] = "one_shot"
     target: Target = "corrected"
     correction: float = 1.0
 
     def __post_init__(self) -> None:
-        budget_for(self.sparsity, [])
+        check_sparsity(self.sparsity)
+        check_unit(self.budget)
 
 
 @dataclass
@@ -85,15 +93,17 @@ def compress_model(
     seconds: dict[str, float] = {}
     calibration = Calibration(model, tokens, batch_size)
     before = _size(model)
-    with _timed(seconds, "score"):
+    bypasses: dict[Kind, Bypass] = {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass}
+    eligible = _eligible(calibration.sites, recipe.protect)
+    with _timed(seconds, "score"), blaming(recipe.scorer):
         scores = recipe.scorer.score(calibration)
-        _check_scores(scores, calibration.sites)
-    with _timed(seconds, "select"):
-        selected = recipe.selector.select(scores, budget_for(recipe.sparsity, calibration.sites), calibration)
-        selected = _check_selection(selected, calibration.sites)
+        _check_scores(scores, calibration.sites, recipe.scorer)
+    with _timed(seconds, "select"), blaming(recipe.selector):
+        budget = Budget(calibration, bypasses, recipe.sparsity, recipe.budget)
+        selected = recipe.selector.select({site: scores[site] for site in eligible}, budget, calibration)
+        selected = _check_selection(selected, eligible, recipe.selector)
     with _timed(seconds, "fit"):
-        bypasses = {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass}
-        plan = {site: bypasses[site.kind] for site in selected}
+        plan = _plan(selected, bypasses)
         if recipe.fitting == "one_shot":
             replacements = fit_one_shot(calibration, plan)
         else:
@@ -133,19 +143,47 @@ def _size(model: nn.Module) -> dict[str, int]:
     return {"parameters": parameters, "kv_bytes_per_token": sum(kv_bytes_per_token(model))}
 
 
-def _check_scores(scores: dict[Site, float], sites: list[Site]) -> None:
+def _eligible(sites: list[Site], protect: list[str]) -> list[Site]:
+    """The sites that are not protected.
+
+    Raises:
+        SubFitError: if a name fits no site.
+    """
+    layers = sites[-1].layer + 1
+    protected = set[Site]()
+    for name in protect:
+        named = [s for s in sites if name in (s.name, f"layer.{s.layer}", f"layer.{s.layer - layers}")]
+        if not named:
+            raise SubFitError(f"protect: no site is called {name!r}; use attention.0 to ffn.{layers - 1}, or layer.N")
+        protected.update(named)
+    return [site for site in sites if site not in protected]
+
+
+def _check_scores(scores: Any, sites: list[Site], scorer: Scorer) -> None:
     for site in sites:
-        score = scores.get(site)
-        if score is None or score != score or score in (float("inf"), float("-inf")):
-            raise SubFitError(f"the scorer gives {score} for {site.name}; every site needs a finite number")
+        score = scores.get(site) if isinstance(scores, dict) else None
+        if not isinstance(score, int | float) or not isfinite(score):
+            place = where(scorer, "compute" if isinstance(scorer, StreamScorer) else "score")
+            raise SubFitError(f"the scorer gives {score} for {site.name}; every site needs a finite number ({place})")
 
 
-def _check_selection(selected: list[Site], sites: list[Site]) -> list[Site]:
-    """Returns the selection in the order of the stream, each site once and known."""
-    chosen = set(selected)
-    if len(chosen) < len(selected) or not chosen.issubset(sites):
-        raise SubFitError("the selector must return sites of this model, each at most once")
-    return [site for site in sites if site in chosen]
+def _check_selection(selected: list[Site], eligible: list[Site], selector: Selector) -> list[Site]:
+    """Returns the selection in the order of the stream, each site once, known and not protected."""
+    returned: list[Any] = list(selected) if isinstance(selected, list | tuple | set) else [selected]
+    wrong = [item for item in returned if item not in eligible or returned.count(item) > 1]
+    if wrong:
+        name = wrong[0].name if isinstance(wrong[0], Site) else repr(wrong[0])
+        rule = "it must choose among the sites that it is given, each once"
+        raise SubFitError(f"the selector returns {name}; {rule} ({where(selector, 'select')})")
+    return [site for site in eligible if site in returned]
+
+
+def _plan(selected: list[Site], bypasses: dict[Kind, Bypass]) -> dict[Site, Bypass]:
+    """Which bypass takes the place of each selected site, in the order of the stream."""
+    assigned: dict[Site, Bypass] = {}
+    for kind, bypass in bypasses.items():
+        assigned.update(bypass.assign([site for site in selected if site.kind == kind]))
+    return {site: assigned[site] for site in selected}
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from subfit.bypass import Reads
 from subfit.errors import SubFitError
-from subfit.modeling_subfit import Shared, compressed_class, describe, stand_in
+from subfit.modeling_subfit import Shared, Zero, compressed_class, describe, stand_in
 from subfit.sites import Site
 
 
@@ -17,14 +18,15 @@ class Replacement:
     """A bypass in the place of a site of a model, which can be switched off and on.
 
     An output norm is always replaced by the identity, because the bypass is fitted to what the branch adds after it; the
-    input norm, if no other branch reads it, where the bypass reads the stream itself, or nothing.
+    input norm, if no other branch reads it, where the bypass does not read what it gives.
 
     Args:
         model: the model that the site is in.
         site: where to put the bypass.
         bypass: maps what it reads to what is added to the stream.
-        reads: "input", "stream" or "nothing", see `Bypass.reads`.
+        reads: see `Bypass.reads`.
         explained: share of the targets' variance that the fit explains, if known.
+        merged: modules elsewhere in the model, by path, that do the bypass's work; nothing is left at the site.
     """
 
     def __init__(
@@ -32,8 +34,9 @@ class Replacement:
         model: nn.Module,
         site: Site,
         bypass: nn.Module,
-        reads: Literal["input", "stream", "nothing"],
+        reads: Reads,
         explained: float | None = None,
+        merged: dict[str, nn.Module] | None = None,
     ):
         if reads == "stream" and site.shares_norm:
             raise SubFitError(f"{site.name}: its input norm feeds another branch too, so its bypass cannot read the stream")
@@ -45,9 +48,12 @@ class Replacement:
         skips_input_norm = site.input_norm is not None and reads != "input" and not site.shares_norm
         skipped = [site.input_norm if skips_input_norm else None, site.output_norm]
         self.skipped_norms = [norm for norm in skipped if norm is not None]
-        self._new = {site.path: stand_in(self.bypass, site.as_dict(), counts=False)}
+        self.left = Zero() if merged else self.bypass
+        self._new = {site.path: stand_in(self.left, site.as_dict(), counts=False)}
         self._new.update({norm: nn.Identity() for norm in self.skipped_norms})
         self._old = {path: model.get_submodule(path) for path in self._new}
+        self._new.update(merged or {})
+        self._kept = {path: model.get_submodule(path) for path in merged or {}}
 
     def on(self) -> None:
         """Puts the bypass in the place of the branch."""
@@ -55,7 +61,7 @@ class Replacement:
 
     def off(self) -> None:
         """Puts the branch back."""
-        self._put(self._old)
+        self._put(self._old | self._kept)
 
     def _put(self, modules: dict[str, nn.Module]) -> None:
         for path, module in modules.items():
@@ -98,21 +104,21 @@ def finish(model: Any, replacements: list[Replacement], sites: list[Site]) -> No
         replacements: its replacements.
         sites: all sites of the dense model.
     """
-    uses = Counter(id(module) for r in replacements for module in set(r.bypass.modules()))
+    uses = Counter(id(module) for r in replacements for module in set(r.left.modules()))
     shared: dict[str, nn.Module] = {}
     described = []
     replaced = {replacement.site for replacement in replacements}
     attentions = [site for site in sites if site.kind == "attention"]
     counter = attentions[0].path if replaced.issuperset(attentions) else None
     for replacement in replacements:
-        for module in replacement.bypass.children():
+        for module in replacement.left.children():
             if uses[id(module)] > 1 and not any(module is owner for owner in shared.values()):
                 shared[str(len(shared))] = module
         entry = {**replacement.site.as_dict(), "skipped_norms": replacement.skipped_norms}
-        described.append({**entry, "bypass": describe(replacement.bypass, shared)})
-        for name, module in list(replacement.bypass.named_children()):
+        described.append({**entry, "bypass": describe(replacement.left, shared)})
+        for name, module in list(replacement.left.named_children()):
             if any(module is owner for owner in shared.values()):
-                replacement.bypass.set_submodule(name, Shared(module))
+                replacement.left.set_submodule(name, Shared(module))
         if replacement.site.path == counter:
             model.get_submodule(counter).counts = True
     model.subfit_shared = nn.ModuleDict(shared)

@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from subfit.budget import Budget
-from subfit.sites import Site
+from subfit.sites import KINDS, Kind, Site
 
 if TYPE_CHECKING:
     from subfit.calibration import Calibration
 
 
 class Selector(ABC):
-    """Chooses the sites to replace, given their scores and how many may go."""
+    """Chooses the sites to replace, given their scores and how much is to go."""
 
     @abstractmethod
     def select(self, scores: dict[Site, float], budget: Budget, calibration: Calibration) -> list[Site]:
         """Returns the sites to replace.
 
         Args:
-            scores: the score of every site, lower is safer to replace.
-            budget: how many sites of each type to replace.
+            scores: the score of every site that may be replaced, lower is safer; in the order of the stream.
+            budget: how much to take out; `Budget.fill` keeps to it.
             calibration: the model and its calibration tokens, for selectors that search.
         """
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Groups of sites that are replaced together, and the kinds of site whose part of the budget they fill."""
+
+    kinds: tuple[Kind, ...]
+    groups: list[tuple[Site, ...]]
+
+    def ranked(self, scores: Mapping[Site, float]) -> list[tuple[Site, ...]]:
+        """Returns the groups by the sum of their sites' scores, the lowest first; equals by depth."""
+        return sorted(self.groups, key=lambda group: sum(scores[site] for site in group))
+
+
+def pools(sites: Iterable[Site], unit: Literal["submodule", "layer", "any"]) -> list[Pool]:
+    """Returns what is chosen from: one pool for each type of `submodule`, whole `layer`s, or single sites of `any` type."""
+    sites = list(sites)
+    if unit == "layer":
+        layers = {site.layer: tuple(s for s in sites if s.layer == site.layer) for site in sites}
+        return [Pool(KINDS, [group for group in layers.values() if len(group) == len(KINDS)])]
+    if unit == "any":
+        return [Pool(KINDS, [(site,) for site in sites])]
+    return [Pool((kind,), [(site,) for site in sites if site.kind == kind]) for kind in KINDS]

@@ -96,6 +96,13 @@ def _record_calls(path: str, layer: nn.Module, calls: list[Call]) -> list[Any]:
     return [child.register_forward_hook(hook(name), with_kwargs=True) for name, child in named]
 
 
+def probe(model: Any) -> None:
+    """Runs a model on two tokens, for who watches its modules."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    tokens = torch.tensor([[rows // 3, rows // 2]], device=next(model.parameters()).device)  # no special tokens
+    model(tokens, use_cache=False)
+
+
 @torch.no_grad()
 def find_sites(model: Any) -> list[Site]:
     """Finds the Attention and the FeedForward of every decoder layer, in the order in which the stream meets them.
@@ -117,9 +124,7 @@ def find_sites(model: Any) -> list[Site]:
         handle for index, layer in enumerate(layers) for handle in _record_calls(f"{root}.{index}", layer, recorded[index])
     ]
     try:
-        rows = model.get_input_embeddings().weight.shape[0]
-        tokens = torch.tensor([[rows // 3, rows // 2]], device=next(model.parameters()).device)  # no special tokens
-        model(tokens, use_cache=False)
+        probe(model)
     finally:
         for handle in hooks:
             handle.remove()

@@ -4,11 +4,11 @@ import pytest
 import torch
 from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokens
 
-from subfit.budget import Budget, budget_for
+from subfit.budget import Budget
+from subfit.calibration import Calibration
 from subfit.errors import SubFitError
 from subfit.pipeline import compress_model
-from subfit.scorer import Scorer
-from subfit.sites import find_sites
+from subfit.scorer import StreamScorer
 
 BYPASSES = ["identity", "linear", "low_rank", "shared_low_rank"]
 
@@ -139,7 +139,7 @@ def test_a_compressed_model_is_not_compressed_again():
         compress_model(result.model, tiny_tokens(), recipe())
 
 
-class Broken(Scorer):
+class Broken(StreamScorer):
     def update(self, h, x, y):
         pass
 
@@ -166,13 +166,16 @@ def test_a_sparsity_outside_its_range_is_refused(sparsity):
 
 
 def test_budgets_are_rounded_as_in_the_paper():
-    sites = find_sites(tiny_model(num_hidden_layers=30))
-    found = [budget_for(s, sites) for s in (0, 0.125, 0.1875, 0.25, 0.3125, 0.375)]
-    assert found == [Budget(k, k) for k in (0, 4, 6, 8, 9, 11)]
+    calibration = Calibration(tiny_model(num_hidden_layers=30), tiny_tokens())
+    made = recipe()
+    bypasses = {"attention": made.attention_bypass, "ffn": made.ffn_bypass}
+    for sparsity, k in {0: 0, 0.125: 4, 0.1875: 6, 0.25: 8, 0.3125: 9, 0.375: 11}.items():
+        budget = Budget(calibration, bypasses, sparsity)
+        assert [budget.goal("attention"), budget.goal("ffn"), budget.goal()] == [k, k, 2 * k]
 
 
 def test_greedy_selection_keeps_to_its_budget_and_beats_the_worst_choice():
-    made = recipe(scorer="bypassed_kl", selector="greedy", fitting="sequential", sparsity=0.5)
+    made = recipe(scorer="kl", selector="greedy", fitting="sequential", sparsity=0.5)
     result = compress_model(tiny_model(), tiny_tokens(), made, evaluation=tiny_tokens(4, seed=1))
     scores = result.record["scores"]
     worst = [f"{k}.{n}" for k in ("attention", "ffn") for n in sorted(range(4), key=lambda n: -scores[f"{k}.{n}"])[:2]]

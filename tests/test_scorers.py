@@ -4,7 +4,7 @@ import torch
 from conftest import tiny_model, tiny_tokens
 
 from strategies.bypasses.low_rank import LowRank
-from strategies.scorers.bypassed_kl import BypassedKL
+from strategies.scorers.kl import KL
 from strategies.scorers.subfit import SubFit
 from subfit.calibration import Calibration
 from subfit.fit import fit_one_shot
@@ -55,10 +55,12 @@ def test_a_site_that_adds_nothing_scores_lowest_and_one_that_rewrites_the_stream
     assert 0 <= low < 1e-3 < middle < high
 
 
-def test_bypassed_kl_equals_a_naive_full_run():
+def test_kl_equals_a_naive_full_run():
     model, tokens = tiny_model(), tiny_tokens(9)
     calibration = Calibration(model, tokens, batch_size=4)
-    found = BypassedKL(share=0.2, ridge=0.1, windows=3, length=16).score(calibration)
+    found = KL({"class_path": "low_rank", "init_args": {"share": 0.2, "ridge": 0.1}}, windows=3, length=16).score(
+        calibration
+    )
     some, bypass = tokens[[0, 4, 8], :16], LowRank(share=0.2, ridge=0.1)
     with torch.no_grad():
         dense = model(some).logits[:, :-1].double().log_softmax(-1)
@@ -70,9 +72,9 @@ def test_bypassed_kl_equals_a_naive_full_run():
             assert found[replacement.site] == pytest.approx(float(expected), rel=1e-3, abs=1e-7)
 
 
-def test_bypassed_kl_leaves_the_model_as_it_was():
+def test_kl_leaves_the_model_as_it_was():
     model, tokens = tiny_model(), tiny_tokens(9)
     with torch.no_grad():
         before = model(tokens).logits
-        BypassedKL().score(Calibration(model, tokens))
+        KL().score(Calibration(model, tokens))
         assert torch.equal(model(tokens).logits, before)

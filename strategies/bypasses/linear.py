@@ -1,5 +1,7 @@
 """A full linear map in the place of the branch."""
 
+from typing import Literal
+
 from torch import nn
 
 from subfit.bypass import Bypass, linear_layer
@@ -11,10 +13,15 @@ class Linear(Bypass):
 
     Args:
         ridge: penalty on W, relative to the mean variance of the inputs.
+        reads: `input`, the branch's normed input, or `stream`, the residual stream before the norm, as NBL does.
     """
 
-    def __init__(self, ridge: float = 1e-4):
+    def __init__(self, ridge: float = 1e-4, reads: Literal["input", "stream"] = "input"):
         self.ridge = ridge
+        self.reads = reads
+
+    def parameters(self, sites) -> int:
+        return sum(site.width * (site.width + 1) for site in sites)
 
     def fit(self, site, moments, common) -> nn.Module:
         c = centre(moments)

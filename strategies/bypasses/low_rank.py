@@ -15,15 +15,28 @@ class LowRank(Bypass):
         rank: columns of A, or `auto`: as many as `share` allows.
         share: added parameters as a share of the removed ones, for rank `auto`.
         ridge: penalty on A B, relative to the mean variance of the inputs.
+        reads: `input`, the branch's normed input, or `stream`, the residual stream before the norm.
     """
 
-    def __init__(self, rank: int | Literal["auto"] = "auto", share: float = 0.1, ridge: float = 1e-4):
+    def __init__(
+        self,
+        rank: int | Literal["auto"] = "auto",
+        share: float = 0.1,
+        ridge: float = 1e-4,
+        reads: Literal["input", "stream"] = "input",
+    ):
         self.rank = rank
         self.share = share
         self.ridge = ridge
+        self.reads = reads
+
+    def parameters(self, sites) -> int:
+        return sum(site.width * (2 * self._rank(site) + 1) for site in sites)
 
     def fit(self, site, moments, common) -> nn.Module:
-        rank = rank_for(self.rank, self.share * site.parameters, site.width, 2 * site.width, site.width)
         c = centre(moments)
-        a, b = reduced_rank(c, rank, self.ridge)
+        a, b = reduced_rank(c, self._rank(site), self.ridge)
         return nn.Sequential(linear_layer(a), linear_layer(b, c.mean_y - c.mean_x @ a @ b))
+
+    def _rank(self, site) -> int:
+        return rank_for(self.rank, self.share * site.parameters, site.width, 2 * site.width, site.width)

@@ -19,21 +19,34 @@ class SharedLowRank(Bypass):
         rank: columns of A, or `auto`: as many as `share` allows.
         share: added parameters as a share of the removed ones, for rank `auto`.
         ridge: penalty, relative to the mean variance of the inputs.
+        reads: `input`, the branch's normed input, or `stream`, the residual stream before the norm.
     """
 
-    def __init__(self, rank: int | Literal["auto"] = "auto", share: float = 0.1, ridge: float = 1e-4):
+    def __init__(
+        self,
+        rank: int | Literal["auto"] = "auto",
+        share: float = 0.1,
+        ridge: float = 1e-4,
+        reads: Literal["input", "stream"] = "input",
+    ):
         self.rank = rank
         self.share = share
         self.ridge = ridge
+        self.reads = reads
+
+    def parameters(self, sites) -> int:
+        return sites[0].width * (self._rank(sites) * (1 + len(sites)) + len(sites)) if sites else 0
 
     def fit_group(self, sites, moments) -> nn.Linear:
-        allowance = self.share * sum(site.parameters for site in sites)
-        width, count = sites[0].width, len(sites)
-        rank = rank_for(self.rank, allowance, width * count, width * (1 + count), width)
-        return linear_layer(shared_basis(map(centre, moments), rank, self.ridge))
+        return linear_layer(shared_basis(map(centre, moments), self._rank(sites), self.ridge))
 
     def fit(self, site, moments, common: nn.Linear) -> nn.Module:
         basis = common.weight.detach().double().T
         c = project(centre(moments), basis)
         weight = least_squares(c, self.ridge)
         return nn.Sequential(common, linear_layer(weight, c.mean_y - c.mean_x @ weight))
+
+    def _rank(self, sites) -> int:
+        allowance = self.share * sum(site.parameters for site in sites)
+        width, count = sites[0].width, len(sites)
+        return rank_for(self.rank, allowance, width * count, width * (1 + count), width)

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from subfit.scorer import Scorer
+from subfit.scorer import StreamScorer
 
 BINS = 2048
 DECADES = 12  # norms of the stream from 1e-6 to 1e6 are told apart
 
 
-class SubFit(Scorer):
+class SubFit(StreamScorer):
     """Residual rotation times magnitude (arXiv 2606.02559), robust against massive activations.
 
         rotation  = the `quantile` over tokens of  angle(h, h + y) / pi

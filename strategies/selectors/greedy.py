@@ -1,24 +1,28 @@
 """The best sites step by step, each step judged with the earlier choices in place."""
 
 import math
+from typing import Any, Literal
 
-from strategies.bypasses.low_rank import LowRank
+from subfit import registry
 from subfit.candidates import Candidates
 from subfit.errors import SubFitError
-from subfit.selector import Selector
-from subfit.sites import KINDS
+from subfit.selector import Pool, Selector, pools
+from subfit.sites import Site
 
 
 class Greedy(Selector):
-    """Chooses in rounds the sites that raise the KL divergence least, given those already bypassed.
+    """Chooses in rounds the sites that raise a cost least, given those already bypassed.
 
-    The first round goes by the scores as they are, each later one by the divergence with the earlier choices bypassed (in
-    the way of SLEB, arXiv 2402.09025, and BlockPruner, arXiv 2406.10594, but with bypasses in the loop).
+    The first round goes by the scores as they are, each later one by the cost with the earlier choices bypassed (in the way
+    of SLEB, arXiv 2402.09025, and BlockPruner, arXiv 2406.10594, where sites are dropped and each is a round).
 
     Args:
-        rounds: number of rounds, among which each type's budget is divided.
-        pool: how many sites of a type are tried, as a multiple of its budget; those with the lowest scores.
-        share, ridge: of the low-rank map that stands in a site's place on trial.
+        rounds: number of rounds, among which the budget is divided; `each` lets every choice be a round.
+        pool: how many units are tried, as a multiple of those that the budget takes by score alone.
+        bypass: what stands in a site's place on trial: a name, or a mapping with `class_path` and `init_args`; `identity`
+            drops it.
+        unit: `submodule` takes each type's sites independently, `layer` both of a layer at once.
+        measure: the cost of a trial: `kl`, the divergence from the dense model, or `loss`, that of the next token.
         windows: number of calibration windows to measure on.
         length: tokens of each, from its beginning.
 
@@ -28,34 +32,43 @@ class Greedy(Selector):
 
     def __init__(
         self,
-        rounds: int = 3,
+        rounds: int | Literal["each"] = 3,
         pool: float = 2.0,
-        share: float = 0.1,
-        ridge: float = 0.05,
+        bypass: str | dict[str, Any] = "low_rank",
+        unit: Literal["submodule", "layer"] = "submodule",
+        measure: Literal["kl", "loss"] = "kl",
         windows: int = 8,
         length: int = 256,
     ):
-        if rounds < 1 or pool < 1:
+        if (rounds != "each" and rounds < 1) or pool < 1:
             raise SubFitError(f"greedy: rounds is {rounds} and pool is {pool}; both must be at least 1")
         self.rounds = rounds
         self.pool = pool
-        self.bypass = LowRank(share=share, ridge=ridge)
+        self.bypass = registry.make("bypasses", bypass)
+        self.unit = unit
+        self.measure = measure
         self.windows = windows
         self.length = length
 
     def select(self, scores, budget, calibration):
-        pool = [site for kind in KINDS for site in _lowest(scores, kind, math.ceil(self.pool * budget.of(kind)))]
-        chosen: list = []
-        costs = {site: scores[site] for site in pool}
-        for step in range(1, self.rounds + 1):
-            for kind in KINDS:
-                wanted = round(step / self.rounds * budget.of(kind)) - sum(site.kind == kind for site in chosen)
-                chosen += _lowest(costs, kind, wanted)
-            if step < self.rounds:
-                rest = [site for site in pool if site not in chosen]
-                costs = Candidates.of(calibration, self.bypass, self.windows, self.length).divergences(chosen, rest)
-        return chosen
-
-
-def _lowest(costs, kind, count):
-    return sorted((site for site in costs if site.kind == kind), key=lambda site: costs[site])[:count]
+        parts, most = [], 1
+        for pool in pools(scores, self.unit):
+            needed = len(budget.fill(pool.ranked(scores), pool.kinds))
+            parts.append(Pool(pool.kinds, pool.ranked(scores)[: math.ceil(self.pool * needed)]))
+            most = max(most, needed)
+        tried = [group for part in parts for group in part.groups]
+        costs = {group: sum(scores[site] for site in group) for group in tried}
+        chosen: list[tuple[Site, ...]] = []
+        rounds = most if self.rounds == "each" else self.rounds
+        for step in range(1, rounds + 1):
+            if step > 1:
+                rest = [group for group in tried if group not in chosen]
+                candidates = Candidates.of(calibration, self.bypass, self.windows, self.length)
+                taken = [site for group in chosen for site in group]
+                costs = dict(zip(rest, candidates.costs(taken, rest, self.measure), strict=True))
+            kept, chosen = chosen, []
+            for part in parts:
+                before = [group for group in kept if group in part.groups]
+                after = sorted((group for group in part.groups if group not in kept), key=costs.__getitem__)
+                chosen += budget.fill(before + after, part.kinds, step / rounds)
+        return [site for group in chosen for site in group]

@@ -1,7 +1,6 @@
 """The lowest scores of each type."""
 
-from subfit.selector import Selector
-from subfit.sites import KINDS
+from subfit.selector import Selector, pools
 
 
 class PerType(Selector):
@@ -9,7 +8,6 @@ class PerType(Selector):
 
     def select(self, scores, budget, calibration):
         chosen = []
-        for kind in KINDS:
-            ranked = sorted((site for site in scores if site.kind == kind), key=lambda site: scores[site])
-            chosen += ranked[: budget.of(kind)]
-        return chosen
+        for pool in pools(scores, "submodule"):
+            chosen += budget.fill(pool.ranked(scores), pool.kinds)
+        return [site for group in chosen for site in group]

@@ -1,0 +1,116 @@
+"""What each site costs: parameters, cache, arithmetic, time."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from statistics import median
+from typing import Literal, get_args
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from subfit.bypass import Bypass
+from subfit.calibration import Calibration
+from subfit.errors import SubFitError
+from subfit.quality import kv_bytes_per_token
+from subfit.sites import KINDS, Kind, Site
+
+Unit = Literal["submodules", "parameters", "kv_bytes", "flops", "latency"]
+UNITS: tuple[Unit, ...] = get_args(Unit)
+REPEATS = 5  # forward passes that a latency is the median of
+
+Costs = dict[Site, float]
+
+
+def site_costs(calibration: Calibration, unit: Unit) -> Costs:
+    """Returns what each site costs in the dense model.
+
+    Args:
+        unit: `submodules`, one each; `parameters`; `kv_bytes` per token; `flops` per token, and `latency`, seconds of its
+            forward pass over one batch, both measured on windows of the calibration's length.
+    """
+    key = ("site_costs", unit)
+    if key not in calibration.memory:
+        calibration.memory[key] = _MEASURES[unit](calibration)
+    return calibration.memory[key]
+
+
+def bypass_costs(calibration: Calibration, bypasses: Mapping[Kind, Bypass], unit: Unit) -> Costs:
+    """Returns what a bypass in the place of each site would cost, if all sites of its kind were replaced.
+
+    A parameter is one multiplication and one addition for each token; the latency is taken to be in proportion to these.
+    """
+    costs: Costs = {}
+    for kind in KINDS:
+        sites = [site for site in calibration.sites if site.kind == kind]
+        added = bypasses[kind].parameters(sites) / len(sites) if unit in ("parameters", "flops", "latency") else 0.0
+        for site in sites:
+            costs[site] = added if unit == "parameters" else 2 * added
+            if unit == "latency":
+                costs[site] *= site_costs(calibration, "latency")[site] / site_costs(calibration, "flops")[site]
+    return costs
+
+
+def _submodules(calibration: Calibration) -> Costs:
+    return dict.fromkeys(calibration.sites, 1.0)
+
+
+def _parameters(calibration: Calibration) -> Costs:
+    return {site: float(site.parameters) for site in calibration.sites}
+
+
+def _kv_bytes(calibration: Calibration) -> Costs:
+    slots = kv_bytes_per_token(calibration.model)
+    return {site: float(slots[site.slot]) if site.kind == "attention" else 0.0 for site in calibration.sites}
+
+
+@torch.no_grad()
+def _flops(calibration: Calibration) -> Costs:
+    window = calibration.tokens[:1].to(calibration.device)
+    with FlopCounterMode(display=False) as counter:
+        calibration.model(window, use_cache=False)
+    counts = counter.get_flop_counts()
+    prefix = type(calibration.model).__name__
+    return {site: sum(counts[f"{prefix}.{site.path}"].values()) / window.shape[1] for site in calibration.sites}
+
+
+@torch.no_grad()
+def _latency(calibration: Calibration) -> Costs:
+    """Sites of one kind and size have one latency, the median over all of them and several passes."""
+    batch = calibration.tokens[: calibration.batch_size].to(calibration.device)
+    began: dict[Site, float] = {}
+    took: dict[tuple, list[float]] = defaultdict(list)
+
+    def now() -> float:
+        if calibration.device.type == "cuda":
+            torch.cuda.synchronize(calibration.device)
+        return time.perf_counter()
+
+    with ExitStack() as stack:
+        for site in calibration.sites:
+            core = calibration.model.get_submodule(site.path)
+            before = core.register_forward_pre_hook(lambda *_, site=site: began.update({site: now()}))
+            after = core.register_forward_hook(
+                lambda *_, site=site: took[site.kind, site.parameters].append(now() - began[site])
+            )
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        for _ in range(REPEATS):
+            calibration.model(batch, use_cache=False)
+    return {site: median(took[site.kind, site.parameters]) for site in calibration.sites}
+
+
+_MEASURES: dict[str, Callable[[Calibration], Costs]] = {
+    "submodules": _submodules,
+    "parameters": _parameters,
+    "kv_bytes": _kv_bytes,
+    "flops": _flops,
+    "latency": _latency,
+}
+
+
+def check_unit(unit: str) -> None:
+    """Raises SubFitError if there is no such unit."""
+    if unit not in UNITS:
+        raise SubFitError(f"unknown unit {unit!r} of a budget; use {', '.join(UNITS)}")
