@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import platform
+import re
 import time
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
@@ -154,23 +155,32 @@ def evaluate(
     return {"model": model, "reference": reference, **quality, **size}
 
 
-def list_strategies(kind: str | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Returns the name, one-line description and parameters of every strategy, by kind.
+def list_strategies(kind: str | None = None, name: str | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Returns what is known of every strategy, by kind: name, one-line description, papers, parameters, documentation.
 
     Args:
         kind: "scorers", "selectors" or "bypasses"; all three if not given.
+        name: the name of one strategy of this kind.
     """
     if kind is not None and kind not in registry.INTERFACES:
         raise SubFitError(f"unknown kind of strategy {kind!r}; use {', '.join(registry.INTERFACES)}")
-    return {k: [_describe(k, name) for name in registry.names(k)] for k in registry.INTERFACES if kind in (None, k)}
+    if kind is not None and name is not None:
+        return {kind: [_describe(kind, name)]}
+    return {k: [_describe(k, n) for n in registry.names(k)] for k in registry.INTERFACES if kind in (None, k)}
 
 
 def _describe(kind: str, name: str) -> dict[str, Any]:
     found = registry.find(kind, name)
     own = "__init__" in vars(found)
     parameters = list(inspect.signature(found).parameters.values()) if own else []
-    first = (inspect.getdoc(found) or "").partition("\n\n")[0].replace("\n", " ")
-    return {"name": name, "description": first, "parameters": [str(p) for p in parameters]}
+    documentation = inspect.getdoc(found) or ""
+    return {
+        "name": name,
+        "description": documentation.partition("\n\n")[0].replace("\n", " "),
+        "papers": list(dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{5})", documentation))),
+        "parameters": [str(p) for p in parameters],
+        "documentation": documentation,
+    }
 
 
 def _tokens(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Tensor]:

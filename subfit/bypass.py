@@ -1,7 +1,7 @@
 """The interface of bypasses: the small map that takes a branch's place."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from subfit.errors import SubFitError, where
 from subfit.sites import Site
 
+Run = Callable[[nn.Module, Tensor], Tensor]
 Reads = Literal["input", "stream", "nothing", "previous"]
 
 
@@ -24,11 +25,12 @@ class Bypass(ABC):
         reads: what the module is given: the branch's normed "input", the residual "stream" before its norm, or "nothing" of
             interest. The module of one that reads "previous" is a linear map of what the last kept FeedForward before the
             site adds; it is merged into that FeedForward, and nothing is left at the site.
-        needs: what `fit` is given: "moments", also the "pairs" that they are made of, or "nothing".
+        needs: what `fit` is given: "moments", also the "pairs" that they are made of, or "nothing". One that needs the
+            "layer" is asked for `fit_layer` instead.
     """
 
     reads: Reads = "input"
-    needs: Literal["nothing", "moments", "pairs"] = "moments"
+    needs: Literal["nothing", "moments", "pairs", "layer"] = "moments"
 
     def assign(self, sites: list[Site]) -> dict[Site, "Bypass"]:
         """Returns which bypass takes the place of each of the selected sites: this one, unless it is a mixture of others."""
@@ -63,6 +65,17 @@ class Bypass(ABC):
                 `targets`, (tokens, d), what the module reads and what it is fitted to. Empty if it needs nothing.
             common: what `fit_group` returned.
         """
+
+    def fit_layer(self, layer: nn.Module, run: Run, inputs: Tensor, targets: Tensor) -> nn.Module:
+        """Returns the site's whole decoder layer with other weights; asked of a bypass that needs the "layer" alone.
+
+        Args:
+            layer: a copy of the dense layer, in float32.
+            run: runs a layer on some windows (windows, length, d), at most a batch, with the mask and positions they need.
+            inputs: (windows, length, d), the stream that enters the layer in the compressed model.
+            targets: (windows, length, d), the stream that leaves it in the dense model.
+        """
+        raise NotImplementedError
 
     def needs_group(self) -> bool:
         """Whether the sites have something in common that must be learned first."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from tqdm.auto import tqdm
 
+from subfit.errors import SubFitError
 from subfit.sites import Seen, Site, find_sites, watch
 from subfit.stream import ResidualStream
 
@@ -33,6 +34,17 @@ class Calibration:
         self.device, self.dtype = weight.device, weight.dtype
         self.sites = find_sites(model)
         self.memory: dict[Any, Any] = {}  # what strategies computed and others may need, such as `Candidates`
+
+    def some(self, windows: int, length: int) -> Tensor:
+        """Returns evenly spaced windows of the tokens, as many as asked for or all, each cut to its first `length` tokens.
+
+        Raises:
+            SubFitError: if there is no token to predict in them.
+        """
+        if windows < 1 or length < 2:
+            raise SubFitError(f"windows is {windows} and length is {length}; they must be at least 1 and 2")
+        spaced = torch.linspace(0, len(self.tokens) - 1, min(windows, len(self.tokens))).long()
+        return self.tokens[spaced, :length]
 
     def stream(self) -> ResidualStream:
         """Returns the residual stream of all tokens, before the first layer."""

@@ -9,7 +9,7 @@ from subfit.bypass import Bypass
 from subfit.calibration import Calibration
 from subfit.fit import fit_one_shot
 from subfit.quality import Agreement
-from subfit.sites import Site
+from subfit.sites import KINDS, Site
 from subfit.stream import ResidualStream
 
 MEASURES = {"kl": "divergence", "loss": "nll"}
@@ -30,9 +30,10 @@ class Candidates:
 
     def __init__(self, calibration: Calibration, bypass: Bypass, windows: int, length: int):
         self.calibration = calibration
-        self.replacements = {r.site: r for r in fit_one_shot(calibration, dict.fromkeys(calibration.sites, bypass))}
-        spaced = torch.linspace(0, len(calibration.tokens) - 1, min(windows, len(calibration.tokens))).long()
-        self.tokens = calibration.tokens[spaced, :length]
+        sites = calibration.sites
+        plan = {s: b for kind in KINDS for s, b in bypass.assign([s for s in sites if s.kind == kind]).items()}
+        self.replacements = {r.site: r for r in fit_one_shot(calibration, {site: plan[site] for site in sites})}
+        self.tokens = calibration.some(windows, length)
         stream = self._finish(self._start())
         with torch.no_grad():
             self._reference = [stream.logits(batch) for batch in stream.batches]

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from subfit import api, registry
@@ -29,11 +30,12 @@ def compress(arguments: list[str]) -> int:
     parser.add_argument("--config", action="config", help="YAML file with options; of several, the later wins.")
     parser.add_class_arguments(api.Options, as_group=False)
     parser.add_argument("--json", action="store_true", help="Print the record as JSON.")
-    wanted = [argument for argument in arguments if argument != "--print_config"]
+    _add_plugins(parser)
+    wanted = [argument for argument in _without_plugins(arguments) if argument != "--print_config"]
     given = ["--config", json.dumps(_importable(api.DEFAULTS)), *_importable_arguments(wanted)]
     parsed = parser.parse_args(given)
     configuration = _configuration(parser, parsed)
-    if len(wanted) < len(arguments):
+    if "--print_config" in arguments:
         print(yaml.safe_dump(configuration, sort_keys=False), end="")
         return 0
     made = parser.instantiate(parsed).as_dict()
@@ -81,18 +83,40 @@ def list_(arguments: list[str]) -> int:
     """Runs `subfit list`."""
     parser = _Parser(prog="subfit list", description="The scorers, selectors and bypasses there are.")
     parser.add_argument("kind", nargs="?", type=str | None, help="scorers, selectors or bypasses; all if not given.")
+    parser.add_argument("name", nargs="?", type=str | None, help="One of them, to see its whole documentation.")
     parser.add_argument("--json", action="store_true", help="Print as JSON.")
-    parsed = parser.parse_args(arguments)
-    found = api.list_strategies(parsed.kind)
+    _add_plugins(parser)
+    parsed = parser.parse_args(_without_plugins(arguments))
+    found = api.list_strategies(parsed.kind, parsed.name)
     if parsed.json:
         print(json.dumps(found, indent=2))
-        return 0
-    for kind, entries in found.items():
-        table = Table("name", "what it does", "parameters", title=kind, title_justify="left")
-        for entry in entries:
-            table.add_row(entry["name"], entry["description"], "\n".join(entry["parameters"]))
-        Console().print(table)
+    elif parsed.name:
+        (entry,) = found[parsed.kind]
+        print(f"{entry['name']}({', '.join(entry['parameters'])})\n\n{entry['documentation']}")
+    else:
+        for kind, entries in found.items():
+            table = Table("name", "what it does", "paper", "parameters", title=kind, title_justify="left", show_lines=True)
+            for entry in entries:
+                papers, parameters = ("\n".join(entry[key]) for key in ("papers", "parameters"))
+                table.add_row(entry["name"], escape(entry["description"]), papers, escape(parameters))
+            Console().print(table)
     return 0
+
+
+def _add_plugins(parser: ArgumentParser) -> None:
+    parser.add_argument("--plugins", type=str | None, metavar="FILE", help="A .py file with strategies; may be repeated.")
+
+
+def _without_plugins(arguments: list[str]) -> list[str]:
+    """The arguments without the plug-in files, which are imported: the other options may name what is in them."""
+    rest, following = [], iter(arguments)
+    for argument in following:
+        option, equals, value = argument.partition("=")
+        if option == "--plugins":
+            registry.add_plugin(value if equals else next(following, ""))
+        else:
+            rest.append(argument)
+    return rest
 
 
 def _importable_arguments(arguments: list[str]) -> list[str]:
@@ -107,9 +131,22 @@ def _importable_arguments(arguments: list[str]) -> list[str]:
                 value = next(following, "")
             value = json.dumps(_read(value)) if option == "--config" else registry.class_path(registry.OPTIONS[key], value)
             result += [option, value]
+        elif option.startswith("--") and key.partition(".")[0] in registry.OPTIONS:
+            value = value if equals else next(following, "")
+            result += [option, json.dumps(_nested(yaml.safe_load(value))) if "class_path" in value else value]
         else:
             result.append(argument)
     return result
+
+
+def _nested(value: Any, kind: str = "bypasses") -> Any:
+    """The arguments of a strategy, with the name of each strategy in them as an importable path."""
+    if isinstance(value, list):
+        return [_nested(item, kind) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _nested(item, "scorers" if key == "scorers" else kind) for key, item in value.items()}
+    return found | {"class_path": registry.class_path(kind, value["class_path"])} if "class_path" in value else found
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -131,7 +168,8 @@ def _importable(content: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, str):
             result[key] = {"class_path": registry.class_path(kind, value)}
         elif isinstance(value, dict) and "class_path" in value:
-            result[key] = {**value, "class_path": registry.class_path(kind, value["class_path"])}
+            path = registry.class_path(kind, value["class_path"])
+            result[key] = {**value, "class_path": path, "init_args": _nested(value.get("init_args", {}))}
         if f"{key}.class_path" in content:
             result[f"{key}.class_path"] = registry.class_path(kind, content[f"{key}.class_path"])
     return result
@@ -140,11 +178,18 @@ def _importable(content: dict[str, Any]) -> dict[str, Any]:
 def _configuration(parser: ArgumentParser, parsed: Any) -> dict[str, Any]:
     """The whole configuration as plain data, which given as --config makes the same run."""
     content = yaml.safe_load(parser.dump(parsed))
-    for key in ("json", "config"):
+    for key in ("json", "config", "plugins"):
         content.pop(key, None)
-    for key in registry.OPTIONS:
-        content[key]["class_path"] = registry.short_name(content[key]["class_path"])
-    return content
+    return _shortened(content)
+
+
+def _shortened(value: Any) -> Any:
+    """A configuration with the path of each strategy as the name by which any process finds it."""
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {k: registry.short_name(v) if k == "class_path" else _shortened(v) for k, v in value.items()}
 
 
 def _show_compression(record: dict[str, Any], output: str | None) -> None:

@@ -19,7 +19,7 @@ from subfit.merge import last_kept_ffn, merged, output_projection
 from subfit.modeling_subfit import Constant, Scale
 from subfit.moments import Moments
 from subfit.regression import explained_variance
-from subfit.replace import Replacement, switched_off
+from subfit.replace import Replacement, Retrained, switched_off
 from subfit.sites import Seen, Site, watch
 from subfit.stream import ResidualStream
 
@@ -34,8 +34,8 @@ def fit_one_shot(calibration: Calibration, plan: Plan) -> list[Replacement]:
     def fit(site: Site, evidence: dict[str, Tensor], common: Any = None) -> None:
         fitted[site] = _replacement(calibration.model, site, plan[site], evidence, common)
 
-    if any(bypass.reads == "previous" for bypass in plan.values()):
-        raise SubFitError("a bypass that is merged into the previous FeedForward needs fitting: sequential")
+    if any(bypass.reads == "previous" or bypass.needs == "layer" for bypass in plan.values()):
+        raise SubFitError("a bypass that is merged into another site, or retrains a layer, needs fitting: sequential")
     with _EvidenceFiles(calibration) as files:
         grouped = {site for site, bypass in plan.items() if bypass.needs_group()}
         gather(calibration, plan, lambda site, evidence: (files.put if site in grouped else fit)(site, evidence))
@@ -67,7 +67,11 @@ def fit_sequential(calibration: Calibration, plan: Plan, target: Target, correct
         if sites and moved is dense:
             moved = dense.fork()
         here: list[Replacement] = []
-        for site in sites:
+        retrained = [site for site in sites if plan[site].needs == "layer"]
+        if retrained:
+            here += _retrain(calibration, plan, retrained, moved, dense)
+            fitted.update((replacement.site, replacement) for replacement in here)
+        for site in [site for site in sites if site not in retrained]:
             bypass, evidence = plan[site], Evidence(site, plan[site])
             corrects = target == "corrected" and not (site.shares_norm and here)  # parallel branches: correct once
             for batch in dense.batches if bypass.needs != "nothing" else ():
@@ -200,6 +204,28 @@ def _read(bypass: Bypass, seen: Seen) -> Tensor:
     return seen.h if bypass.reads == "stream" else seen.x
 
 
+def _retrain(
+    calibration: Calibration, plan: Plan, sites: list[Site], moved: ResidualStream, dense: ResidualStream
+) -> list[Replacement]:
+    """Retrains a layer to give the dense stream after it, from the stream that enters it; switched on."""
+    if len(sites) < len([site for site in calibration.sites if site.layer == sites[0].layer]):
+        raise SubFitError(f"{sites[0].name}: a layer can only be retrained as a whole, its Attention and its FeedForward")
+    bypass, layer = plan[sites[-1]], dense.layers[dense.position]
+    targets = torch.empty_like(dense.hidden)
+    for batch in dense.batches:
+        targets[batch] = dense.run(batch)
+
+    def run(other: nn.Module, windows: Tensor) -> Tensor:
+        return moved.apply(other, windows.float())
+
+    with torch.enable_grad(), blaming(bypass):
+        trained = bypass.fit_layer(copy.deepcopy(layer).float().requires_grad_(True), run, moved.hidden, targets)
+    replacements: list[Replacement] = [Retrained(calibration.model, site, layer, trained) for site in sites]
+    for replacement in replacements:
+        replacement.on()
+    return replacements
+
+
 def _advance(stream: ResidualStream, model: nn.Module, source: Site | None = None) -> Tensor | None:
     """Moves all tokens through the current layer; returns what the branch `source` has added, if one is given."""
     if source is None:
@@ -226,19 +252,21 @@ def _replacement(
     """The fitted bypass of a site; merged into the FeedForward `source`, if one is given."""
     with torch.enable_grad(), blaming(bypass):
         module = bypass.fit(site, evidence, common)
-    _check_module(module, site, bypass)
+    if not isinstance(module, nn.Module):
+        kind = type(module).__name__
+        raise SubFitError(f"{site.name}: fit must return a module, not {kind} ({where(bypass, 'fit')})")
     explained = _explained_variance(module, evidence, site.width)
     if source is None:
-        return Replacement(model, site, module, bypass.reads, explained)
+        replacement = Replacement(model, site, module, bypass.reads, explained)
+        _check_module(replacement.bypass, site, bypass)
+        return replacement
     path = output_projection(model, source)
     return Replacement(model, site, module, "previous", explained, {path: merged(model.get_submodule(path), module)})
 
 
-def _check_module(module: Any, site: Site, bypass: Bypass) -> None:
-    """Raises SubFitError unless `module` is a module that maps rows of the stream's width to the same, without NaN."""
+def _check_module(module: nn.Module, site: Site, bypass: Bypass) -> None:
+    """Raises SubFitError unless `module` maps rows of the stream's width to the same, and is finite."""
     place = where(bypass, "fit")
-    if not isinstance(module, nn.Module):
-        raise SubFitError(f"{site.name}: fit must return a module, not {type(module).__name__} ({place})")
     parameters = list(module.parameters())
     if not all(p.isfinite().all() for p in parameters):
         raise SubFitError(f"{site.name}: the fitted bypass has NaN or infinite parameters ({place})")

@@ -34,7 +34,8 @@ class Recipe:
         sparsity: share of the Attentions, and of the FeedForwards, to replace.
         budget: what the sparsity is a share of: `submodules`, `parameters`, `kv_bytes`, `flops` or `latency`; of all but the
             first, net of what the bypasses cost.
-        protect: sites never to replace, such as `ffn.11`, or `layer.0` for both of a layer; `layer.-1` is the last.
+        protect: sites never to replace, such as `ffn.11`, `layer.0` for both of a layer (`layer.-1` is the last), or `ffn`
+            for all of a type.
         fitting: `one_shot` fits all bypasses on the dense model's stream; `sequential` in depth order, each on the stream
             as the earlier ones have changed it.
         target: what a sequential fit aims at: `branch`, what the branch would add to the changed stream; `dense`, what it
@@ -152,7 +153,7 @@ def _eligible(sites: list[Site], protect: list[str]) -> list[Site]:
     layers = sites[-1].layer + 1
     protected = set[Site]()
     for name in protect:
-        named = [s for s in sites if name in (s.name, f"layer.{s.layer}", f"layer.{s.layer - layers}")]
+        named = [s for s in sites if name in (s.name, s.kind, f"layer.{s.layer}", f"layer.{s.layer - layers}")]
         if not named:
             raise SubFitError(f"protect: no site is called {name!r}; use attention.0 to ffn.{layers - 1}, or layer.N")
         protected.update(named)

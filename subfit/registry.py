@@ -1,7 +1,8 @@
 """Finds strategies by name: nothing is registered anywhere, a file in `strategies/` is enough.
 
 A name is one of: a file's name in `strategies/<kind>/`, the dotted path of a class, a `.py` file (with `:Class` where it
-holds several), or the name of an installed package's entry point in the group `subfit.<kind>`.
+holds several), or the name of an installed package's entry point in the group `subfit.<kind>`. A plug-in file that was
+added (`--plugins`) is known by its own name, without `.py`, too.
 """
 
 import difflib
@@ -10,14 +11,17 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from importlib.metadata import entry_points
+import traceback
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import strategies
 from subfit.bypass import Bypass
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, where
 from subfit.scorer import Scorer
 from subfit.selector import Selector
 
@@ -26,11 +30,27 @@ PLUGIN = "subfit_plugin_"  # begins the module name of a plug-in file
 OPTIONS = {"scorer": "scorers", "selector": "selectors", "attention_bypass": "bypasses", "ffn_bypass": "bypasses"}
 
 
+_plugins: dict[str, Path] = {}  # files that were added, by their names
+
+
+def add_plugin(path: str) -> None:
+    """Makes the strategies of a `.py` file known by the file's name, and, where it holds several, `name:Class`.
+
+    Raises:
+        SubFitError: if it cannot be imported, or holds no strategy.
+    """
+    module = _imported(f"plug-in {path}", lambda: _module_from(Path(path)))
+    if not any(_defined(kind, module) for kind in INTERFACES):
+        raise SubFitError(f"plug-in file {path} defines no {', '.join(base.__name__ for base in INTERFACES.values())}")
+    _plugins[Path(path).stem] = Path(path)
+
+
 def names(kind: str) -> list[str]:
     """Returns the names of all strategies of a kind ("scorers", "selectors" or "bypasses"), without importing them."""
     folders = [str(Path(path) / kind) for path in strategies.__path__]
     own = [module.name for module in pkgutil.iter_modules(folders)]
-    return sorted({*own, *(entry.name for entry in entry_points(group=f"subfit.{kind}"))})
+    added = [name for name, path in _plugins.items() if _defined(kind, _module_from(path))]
+    return sorted({*own, *added, *(entry.name for entry in _entry_points(kind))})
 
 
 def find(kind: str, name: str) -> type:
@@ -39,24 +59,51 @@ def find(kind: str, name: str) -> type:
     Raises:
         SubFitError: if there is none, or importing it fails.
     """
-    try:
-        if name.removesuffix(".py") != name or ".py:" in name:
-            path, _, class_name = name.partition(":")
-            return _class_in(kind, _module_from(Path(path)), class_name)
-        if "." in name:
-            module_name, _, class_name = name.rpartition(".")
-            return _class_in(kind, importlib.import_module(module_name), class_name)
-        for entry in entry_points(group=f"subfit.{kind}", name=name):
-            return entry.load()
-        if name in names(kind):
-            return _class_in(kind, importlib.import_module(f"strategies.{kind}.{name}"), "")
-    except SubFitError:
-        raise
-    except Exception as error:  # whatever a plug-in's own code raises while it is imported
-        raise SubFitError(f"{kind[:-1]} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    found = _imported(f"{kind[:-1]} {name!r}", lambda: _find(kind, name))
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise SubFitError(f"{name}: {found.__name__} lacks the method {missing} ({where(found)})")
+    if found is not None:
+        return found
     close = difflib.get_close_matches(name, names(kind), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise SubFitError(f"unknown {INTERFACES[kind].__name__.lower()} {name!r}; {hint}available: {', '.join(names(kind))}")
+
+
+@cache
+def _entry_points(kind: str) -> EntryPoints:
+    return entry_points(group=f"subfit.{kind}")
+
+
+def _find(kind: str, name: str) -> type | None:
+    """The strategy class that `name` stands for, None if there is none."""
+    stem, _, class_name = name.partition(":")
+    if stem in _plugins:
+        return _class_in(kind, _module_from(_plugins[stem]), class_name)
+    if stem.endswith(".py"):
+        return _class_in(kind, _module_from(Path(stem)), class_name)
+    if "." in name:
+        module_name, _, class_name = name.rpartition(".")
+        return _class_in(kind, importlib.import_module(module_name), class_name)
+    for entry in _entry_points(kind):
+        if entry.name == name:
+            return entry.load()
+    return _class_in(kind, importlib.import_module(f"strategies.{kind}.{name}"), "") if name in names(kind) else None
+
+
+def _imported(what: str, load: Callable[[], Any]) -> Any:
+    """What `load` imports; whatever the imported code raises is one line that says where."""
+    try:
+        return load()
+    except SubFitError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        last = next((f for f in reversed(frames) if "importlib" not in f.filename and f.filename != __file__), None)
+        place = f" ({last.filename}:{last.lineno})" if last else ""
+        if isinstance(error, SyntaxError):
+            place = f" ({error.filename}:{error.lineno})"
+        raise SubFitError(f"{what} cannot be imported: {type(error).__name__}: {error}{place}") from error
 
 
 def class_path(kind: str, name: str) -> str:
@@ -89,7 +136,8 @@ def make(kind: str, given: Any) -> Any:
         return found(**given.get("init_args", {}))
     except TypeError as error:
         takes = ", ".join(str(p) for p in inspect.signature(found).parameters.values())
-        raise SubFitError(f"{given['class_path']}: {error}; it takes ({takes})") from error
+        place = "" if found.__module__.startswith("strategies.") else f" ({where(found)})"
+        raise SubFitError(f"{given['class_path']}: {error}; it takes ({takes}){place}") from error
 
 
 def _module_from(path: Path) -> ModuleType:
@@ -112,12 +160,7 @@ def _module_from(path: Path) -> ModuleType:
 
 def _class_in(kind: str, module: ModuleType, class_name: str) -> type:
     """The named class of a module, or the one strategy of the kind that it defines."""
-    base = INTERFACES[kind]
-    defined = {
-        name: value
-        for name, value in vars(module).items()
-        if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__
-    }
+    base, defined = INTERFACES[kind], _defined(kind, module)
     if class_name in defined:
         return defined[class_name]
     if class_name or len(defined) != 1:
@@ -126,3 +169,12 @@ def _class_in(kind: str, module: ModuleType, class_name: str) -> type:
             + f"; it defines {', '.join(defined) or 'none'}"
         )
     return next(iter(defined.values()))
+
+
+def _defined(kind: str, module: ModuleType) -> dict[str, type]:
+    """The strategies of a kind that a module defines, by the names of their classes."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, INTERFACES[kind]) and value.__module__ == module.__name__
+    }

@@ -115,3 +115,79 @@ def explained_variance(sums: dict[str, Tensor], linear_map: Tensor, bias: Tensor
     offset = c.mean_y - c.mean_x @ linear_map - bias
     error = c.yy - 2 * (linear_map * c.xy).sum() + ((c.xx @ linear_map) * linear_map).sum() + offset @ offset
     return float(1 - error / c.yy) if c.yy > 0 else float("nan")
+
+
+def uncentred(sums: dict[str, Tensor]) -> Centred:
+    """The second moments themselves, for maps without a bias: as if inputs and targets had mean zero."""
+    n, zero = sums["n"], torch.zeros_like(sums["x"])
+    return Centred(mean_x=zero, mean_y=zero, xx=sums["xx"] / n, xy=sums["xy"] / n, yy=sums["yy"] / n)
+
+
+def varying(c: Centred) -> Tensor:
+    """Which inputs (d) are not constant, to the precision of their sums."""
+    return c.xx.diagonal() > 1e-12 * c.mean_x.square()
+
+
+def scalar_weight(c: Centred, ridge: float) -> Tensor:
+    """Returns the w () that minimises E|y - w x|^2 + penalty over centred inputs and targets; 0 if all are constant."""
+    keep = varying(c)
+    variance = (1 + ridge) * c.xx.diagonal()[keep].sum()
+    return c.xy.diagonal()[keep].sum() / torch.where(variance > 0, variance, torch.inf)
+
+
+def diagonal_weights(c: Centred, ridge: float) -> Tensor:
+    """Returns the w (d) that minimises E|y - x diag(w)|^2 + penalty over centred pairs; 0 where x is constant."""
+    keep = varying(c)
+    variance = ridged(c.xx, ridge).diagonal()
+    return torch.where(keep, c.xy.diagonal() / torch.where(keep, variance, torch.inf), 0.0)
+
+
+def ridged_loss(c: Centred, weight: Tensor, ridge: float) -> Tensor:
+    """Returns E|y - x W|^2 + ridge * mean variance of x * |W|^2 over centred inputs and targets."""
+    return c.yy - 2 * (weight * c.xy).sum() + (weight * (ridged(c.xx, ridge) @ weight)).sum()
+
+
+def diagonal_and_low_rank(c: Centred, rank: int, ridge: float, alternations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns w (d), A (d, rank) and B (rank, d), such that W = diag(w) + A B has a small `ridged_loss`.
+
+    There is no closed form for both; given one, the other has one: A B is the reduced-rank regression of what diag(w)
+    leaves, in the metric of the inputs, and w the diagonal regression of what A B leaves. No step increases the loss. The
+    start is the better of w = 0 and of the diagonal regression alone, so neither part does better alone.
+
+    Args:
+        alternations: how many times w and A B are refitted to each other.
+    """
+    metric = ridged(c.xx, ridge)
+    t, keep = whitener(metric), varying(c)
+    variance = torch.where(keep, metric.diagonal(), torch.inf)
+
+    def low_rank(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return w, *factors(t, t.T @ (c.xy - metric * w), rank)
+
+    def loss(found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        w, a, b = found
+        return ridged_loss(c, w.diag() + a @ b, ridge)
+
+    found = min((low_rank(w) for w in (torch.zeros_like(c.mean_x), diagonal_weights(c, ridge))), key=loss)
+    for _ in range(alternations):
+        _, a, b = found
+        left = c.xy.diagonal() - ((metric @ a) * b.T).sum(1)
+        found = low_rank(torch.where(keep, left / variance, 0.0))
+    return found
+
+
+def rank_gains(c: Centred, ridge: float) -> Tensor:
+    """Returns by how much each unit of rank lowers the loss of `reduced_rank`, (d), in descending order."""
+    t = whitener(ridged(c.xx, ridge))
+    gains = torch.linalg.svdvals(t.T @ c.xy).square()
+    return torch.nn.functional.pad(gains, (0, len(c.mean_x) - len(gains)))
+
+
+def allocate_ranks(gains: list[Tensor], total: int) -> list[int]:
+    """Spreads `total` units of rank over sites, at least one each, so that the gains they bring have the largest sum.
+
+    Taking the largest first is optimal, since the gains (d) of each site descend.
+    """
+    more = torch.stack(gains)[:, 1:]
+    taken = more.flatten().argsort(descending=True, stable=True)[: total - len(gains)]
+    return [1 + int(count) for count in torch.bincount(taken // more.shape[1], minlength=len(gains))]

@@ -72,6 +72,29 @@ class Replacement:
         return sum(p.numel() for module in self._old.values() for p in module.parameters())
 
 
+class Retrained(Replacement):
+    """A site whose layer stays with other weights: it keeps its structure, its size and its key-value cache.
+
+    Args:
+        model: the model that the site is in.
+        site: a site of the layer.
+        layer: the dense layer.
+        trained: the layer to put in its place.
+    """
+
+    def __init__(self, model: nn.Module, site: Site, layer: nn.Module, trained: nn.Module):
+        weight = next(layer.parameters())
+        trained = trained.to(weight.device, weight.dtype).requires_grad_(False)
+        path = next(path for path, module in model.named_modules() if module is layer)
+        self.model, self.site, self.explained, self.skipped_norms = model, site, None, []
+        self.bypass = trained
+        self._new, self._old, self._kept = {path: trained}, {path: layer}, {}
+
+    def removed_parameters(self) -> int:
+        """The number of parameters that are replaced by others."""
+        return self.site.parameters
+
+
 @contextmanager
 def switched_off(replacements: Iterable[Replacement]) -> Iterator[None]:
     """Within the context, the model is as it was before these replacements."""
@@ -104,6 +127,7 @@ def finish(model: Any, replacements: list[Replacement], sites: list[Site]) -> No
         replacements: its replacements.
         sites: all sites of the dense model.
     """
+    replacements = [r for r in replacements if not isinstance(r, Retrained)]
     uses = Counter(id(module) for r in replacements for module in set(r.left.modules()))
     shared: dict[str, nn.Module] = {}
     described = []

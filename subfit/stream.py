@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from subfit.errors import SubFitError
 from subfit.sites import decoder_layers
@@ -27,6 +28,11 @@ class _PassThrough(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.stream, self.arguments = hidden_states, (args, kwargs)
         return hidden_states if self.instead is None else self.instead
+
+
+def _first(value: Any, count: int, size: int) -> Any:
+    """The part of a layer's argument that belongs to the first `count` windows of a batch of `size`."""
+    return value[:count] if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == size else value
 
 
 class ResidualStream:
@@ -75,9 +81,15 @@ class ResidualStream:
 
     def run(self, batch: slice) -> torch.Tensor:
         """Runs the current layer on one batch and returns the stream after it, (batch, length, d)."""
-        stream = self.hidden[batch]
-        args, kwargs = self._arguments[len(stream)][self.position]
-        output = self.layers[self.position](stream, *args, **kwargs)
+        return self.apply(self.layers[self.position], self.hidden[batch])
+
+    def apply(self, layer: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+        """Runs a layer in the place of the current one on some windows, no more than a batch; (windows, length, d)."""
+        size = min(size for size in self._arguments if size >= len(windows))
+        args, kwargs = self._arguments[size][self.position]
+        if size != len(windows):
+            args, kwargs = tree_map(lambda value: _first(value, len(windows), size), (args, kwargs))
+        output = layer(windows, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     def logits(self, batch: slice) -> torch.Tensor:

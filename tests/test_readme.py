@@ -9,9 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-
-from subfit import api
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -54,10 +51,3 @@ def test_the_python_shown(tmp_path, model_folder, text_file, monkeypatch):
     code = code.replace("smollm2-135m", str(model_folder)).replace('"windows": 64', '"windows": 4, "length": 32')
     assert "subfit.compress(" in code and "subfit.load(" in code
     exec(compile(code, "README.md", "exec"), {})
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_preset_is_a_recipe(path):
-    content = yaml.safe_load(path.read_text())
-    options = api.options_from(content)
-    assert options.sparsity == 0.25

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from subfit.geometry import angles
 from subfit.scorer import StreamScorer
 
 BINS = 2048
@@ -39,9 +40,7 @@ class SubFit(StreamScorer):
 
     def update(self, h: Tensor, x: Tensor, y: Tensor) -> None:
         h, y = h.flatten(0, -2).float(), y.flatten(0, -2).float()
-        before, after = (torch.nn.functional.normalize(t, dim=-1) for t in (h, h + y))
-        angle = 2 * torch.atan2((before - after).norm(dim=-1), (before + after).norm(dim=-1))  # exact where it is small
-        self.angles += _histogram(angle / torch.pi)
+        self.angles += _histogram(angles(h, h + y) / torch.pi)
         self.norms += _histogram(h.norm(dim=-1).log10() / DECADES + 0.5)
         self.peak = torch.maximum(self.peak, y.norm(dim=-1).max())
 

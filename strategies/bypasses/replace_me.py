@@ -1,0 +1,70 @@
+"""ReplaceMe: a linear map that is merged into the last FeedForward before the cut."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from subfit.bypass import Bypass, linear_layer
+from subfit.descent import train
+from subfit.errors import SubFitError
+from subfit.regression import least_squares, uncentred
+
+
+class ReplaceMe(Bypass):
+    """x W, x what the last kept FeedForward adds, merged into its output projection (ReplaceMe, arXiv 2505.02819).
+
+    The stream at the cut is h + x with h from before that FeedForward, and the paper's map T = I + W takes it to h + x T.
+    Use it through `at_cut`. W is the least-squares map without bias; the penalty is on W, so it draws T to the identity. For
+    the paper's `cosine` variant, W is trained by AdamW to bring x T in line with x + target, what T would have to give. That
+    it starts from the least-squares map, and ends where it is best on a held-out tenth of the tokens, is our choice.
+
+    Args:
+        loss: `squared` or `cosine`.
+        ridge: penalty on W, relative to the mean square of the inputs.
+        steps: optimiser steps, for `cosine`.
+        learning_rate: at the first step, for `cosine`.
+        batch_tokens: tokens in each step, for `cosine`.
+        seed: of the batches and the held-out tokens, for `cosine`.
+
+    Raises:
+        SubFitError: if an option is out of its range.
+    """
+
+    reads = "previous"
+
+    def __init__(
+        self,
+        loss: Literal["squared", "cosine"] = "squared",
+        ridge: float = 1e-4,
+        steps: int = 300,
+        learning_rate: float = 1e-4,
+        batch_tokens: int = 1024,
+        seed: int = 0,
+    ):
+        if loss not in ("squared", "cosine"):
+            raise SubFitError(f"unknown loss {loss!r} of ReplaceMe; use squared or cosine")
+        if steps < 0 or batch_tokens < 1:
+            raise SubFitError(f"steps is {steps} and batch_tokens {batch_tokens}; they must be at least 0 and 1")
+        self.loss = loss
+        self.needs = "pairs" if loss == "cosine" else "moments"
+        self.ridge = ridge
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.batch_tokens = batch_tokens
+        self.seed = seed
+
+    def parameters(self, sites) -> int:
+        return 0
+
+    def fit(self, site, moments, common) -> nn.Module:
+        module = linear_layer(least_squares(uncentred(moments), self.ridge))
+        if self.loss == "cosine":
+
+            def distance(x: Tensor, y: Tensor) -> Tensor:
+                x = x.float()
+                return 1 - torch.cosine_similarity(x + module(x), x + y.float(), dim=-1).mean()
+
+            pairs = moments["inputs"], moments["targets"]
+            train(module, distance, *pairs, self.steps, self.learning_rate, self.batch_tokens, self.seed)
+        return module

@@ -1,0 +1,35 @@
+"""One factor for the whole input, in the place of the branch."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from subfit.bypass import Bypass
+from subfit.modeling_subfit import Scale
+from subfit.regression import centre, scalar_weight
+
+
+class Scalar(Bypass):
+    """x * w + b with one w for all dimensions, by ridge least squares on centred moments.
+
+    Args:
+        ridge: penalty on w, relative to the variance of the inputs.
+        reads: `input`, the branch's normed input, or `stream`, the residual stream before the norm.
+    """
+
+    def __init__(self, ridge: float = 1e-4, reads: Literal["input", "stream"] = "input"):
+        self.ridge = ridge
+        self.reads = reads
+
+    def parameters(self, sites) -> int:
+        return sum(site.width + 1 for site in sites)
+
+    def fit(self, site, moments, common) -> nn.Module:
+        c = centre(moments)
+        weight = scalar_weight(c, self.ridge)
+        module = Scale(site.width, 1).to(weight.device)
+        with torch.no_grad():
+            module.weight.copy_(weight)
+            module.bias.copy_(c.mean_y - c.mean_x * weight)
+        return module

@@ -1,0 +1,52 @@
+"""How far the residual stream after a site is from a linear map of the one before it."""
+
+import torch
+
+from subfit.errors import SubFitError
+from subfit.moments import Moments
+from subfit.regression import centre, ridged, whitener
+from subfit.scorer import Scorer
+
+
+class CanonicalCorrelation(Scorer):
+    """NBL's bound on the error of linearising a site (arXiv 2505.21077).
+
+        score = sum over i of  (1 - rho_i^2),  rho_i the canonical correlations of h and h + y
+
+    It bounds from above the mean squared error of the best affine map from h to h + y, as a share of the variance of h + y.
+
+    The ridge is that of a little noise on the stream which passes the site: added to the covariances of h, of h + y, and of
+    the two. So a site that adds nothing scores 0. Four matrices (d, d) are held for each site of one layer at a time.
+
+    Args:
+        ridge: variance of that noise, relative to the mean variance of h.
+
+    Raises:
+        SubFitError: if `ridge` is negative.
+    """
+
+    def __init__(self, ridge: float = 1e-6):
+        if ridge < 0:
+            raise SubFitError(f"canonical_correlation: ridge is {ridge}; it must not be negative")
+        self.ridge = ridge
+
+    def score(self, calibration):
+        moments, scores = {}, {}
+
+        def visit(site, seen):
+            before = seen.h.float()
+            after = before + seen.y.float()
+            if site not in moments:
+                moments[site] = [Moments(site.width).to(calibration.device) for _ in range(2)]
+            moments[site][0].update(before, after)
+            moments[site][1].update(after, after)
+
+        def done(site):
+            before, after = (centre(m.compute()) for m in moments.pop(site))
+            noise = ridged(before.xx, self.ridge) - before.xx
+            left, right = whitener(before.xx + noise), whitener(after.xx + noise)
+            correlations = torch.linalg.svdvals(left.T @ (before.xy + noise) @ right)
+            scores[site] = float((1 - correlations.square().clamp(0, 1)).sum())
+
+        calibration.watch_sites(calibration.sites, "score", visit, done)
+        return scores

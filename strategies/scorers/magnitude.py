@@ -1,0 +1,18 @@
+"""How much a site puts on the residual stream."""
+
+import torch
+
+from subfit.geometry import TokenMean
+
+
+class Magnitude(TokenMean):
+    """Mean size of what a site adds, relative to the stream, SubFit's second ingredient (arXiv 2606.02559).
+
+        score = mean over tokens of  |y| / |h|
+
+    A token whose stream is zero counts as 0.
+    """
+
+    def each(self, h, y):
+        before, added = h.norm(dim=-1), y.norm(dim=-1)
+        return torch.where(before > 0, added / before, 0)

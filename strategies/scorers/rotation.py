@@ -1,0 +1,17 @@
+"""How far a site turns the residual stream."""
+
+import torch
+
+from subfit.geometry import TokenMean, angles
+
+
+class Rotation(TokenMean):
+    """Mean rotation of the residual stream, SubFit's first ingredient (arXiv 2606.02559).
+
+        score = mean over tokens of  angle(h, h + y) / pi
+
+    A mean hides what a site does to the few tokens that carry massive activations; the scorer `subfit` does not.
+    """
+
+    def each(self, h, y):
+        return angles(h, h + y) / torch.pi

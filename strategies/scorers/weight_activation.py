@@ -1,0 +1,59 @@
+"""How large a site's weights are, as its inputs weigh them."""
+
+from contextlib import ExitStack
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from subfit.errors import SubFitError
+from subfit.scorer import Scorer
+from subfit.sites import Site, first_tensor
+
+
+class WeightActivation(Scorer):
+    """Median of a site's weights, each by the size of its input, so that outliers do not decide (DLP, arXiv 2505.23807).
+
+        score = median over all weights of the site's linear layers of  |W_ij| * |X_j| / sqrt(n)
+
+    X_j is the j-th input feature of the layer over the n calibration tokens; |X_j| its Euclidean norm. DLP spreads sparsity
+    over layers with it, and thins those with a high median more; here it ranks whole sites, and those with a low median have
+    little to lose. All weights of one site are held a second time.
+
+    Raises:
+        SubFitError: if a site has matrices that are not those of linear layers, such as experts.
+    """
+
+    def score(self, calibration):
+        squares: dict[nn.Module, Tensor] = {}  # the sum over tokens, for each input feature
+        scores = {}
+        layers = {site: _linear_layers(calibration.model, site) for site in calibration.sites}
+
+        def see(module, args, kwargs):
+            x = first_tensor(args, kwargs).flatten(0, -2).float()
+            squares[module] = squares.get(module, 0) + x.square().sum(0, dtype=torch.float64)
+
+        def done(site):
+            weighed = []
+            for layer in layers[site]:
+                weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
+                size = (squares.pop(layer) / calibration.tokens.numel()).sqrt()
+                weighed.append((weight.float().abs() * size.float()).flatten())
+            scores[site] = float(torch.cat(weighed).median())
+
+        with ExitStack() as stack:
+            for layer in chain(*layers.values()):
+                stack.callback(layer.register_forward_pre_hook(see, with_kwargs=True).remove)
+            calibration.watch_sites(calibration.sites, "score", lambda site, seen: None, done)
+        return scores
+
+
+def _linear_layers(model: nn.Module, site: Site) -> list[Any]:
+    """The linear layers of a site, which must hold all of its matrices."""
+    core = model.get_submodule(site.path)
+    layers = [module for module in core.modules() if isinstance(module, nn.Linear | Conv1D)]
+    if len(layers) != sum(p.ndim > 1 for p in core.parameters()):
+        raise SubFitError(f"weight_activation: {site.name} has matrices outside linear layers; use another scorer")
+    return layers

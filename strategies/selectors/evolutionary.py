@@ -1,0 +1,92 @@
+"""A search over whole selections, each judged by what the model loses with all of it bypassed."""
+
+from random import Random
+from typing import Any, Literal
+
+from subfit import registry
+from subfit.candidates import Candidates
+from subfit.errors import SubFitError
+from subfit.selector import Pool, Selector, pools
+
+Groups = frozenset[tuple]
+
+
+class Evolutionary(Selector):
+    """Evolutionary search over selections within the budget (EvoPress, arXiv 2410.14649), starting at the lowest scores.
+
+    In each generation, mutations exchange a few chosen sites for others of the same type; the best of them and of their
+    parent, on the calibration windows, is the next parent. So the cost never rises, and each type's budget is kept. EvoPress
+    measures the offspring on growing amounts of data; here every one is measured on all of the given windows.
+
+    Args:
+        generations: number of generations.
+        offspring: mutations tried in each.
+        exchanges: most sites that a mutation exchanges.
+        bypass: what stands in a site's place on trial: a name, or a mapping with `class_path` and `init_args`; `identity`
+            drops it, as in EvoPress.
+        unit: `submodule`, or `layer` for both sites of a layer at once.
+        measure: `kl`, the divergence from the dense model, or `loss`, that of the next token.
+        windows: number of calibration windows to measure on.
+        length: tokens of each, from its beginning.
+        seed: of the mutations.
+
+    Raises:
+        SubFitError: if a number is not positive.
+    """
+
+    def __init__(
+        self,
+        generations: int = 20,
+        offspring: int = 8,
+        exchanges: int = 2,
+        bypass: str | dict[str, Any] = "low_rank",
+        unit: Literal["submodule", "layer"] = "submodule",
+        measure: Literal["kl", "loss"] = "kl",
+        windows: int = 8,
+        length: int = 256,
+        seed: int = 0,
+    ):
+        if min(generations, offspring, exchanges) < 1:
+            raise SubFitError("evolutionary: generations, offspring and exchanges must be at least 1")
+        self.generations = generations
+        self.offspring = offspring
+        self.exchanges = exchanges
+        self.bypass = registry.make("bypasses", bypass)
+        self.unit = unit
+        self.measure = measure
+        self.windows = windows
+        self.length = length
+        self.seed = seed
+
+    def select(self, scores, budget, calibration):
+        generator = Random(self.seed)
+        parts = pools(scores, self.unit)
+        best = [frozenset(budget.fill(part.ranked(scores), part.kinds)) for part in parts]
+        candidates = Candidates.of(calibration, self.bypass, self.windows, self.length)
+        known: dict[Groups, float] = {}
+        self._measure(candidates, [best], known)
+        for _ in range(self.generations):
+            children = [self._mutated(best, parts, budget, generator) for _ in range(self.offspring)]
+            self._measure(candidates, children, known)
+            best = min([best, *children], key=lambda chosen: known[frozenset().union(*chosen)])
+        return [site for chosen in best for group in chosen for site in group]
+
+    def _measure(self, candidates: Candidates, selections: list[list[Groups]], known: dict[Groups, float]) -> None:
+        """Tries the selections that were not tried before."""
+        new = list({whole for chosen in selections if (whole := frozenset().union(*chosen)) not in known})
+        trials = [[site for group in whole for site in group] for whole in new]
+        known.update(zip(new, candidates.costs((), trials, self.measure), strict=True))
+
+    def _mutated(self, parent: list[Groups], parts: list[Pool], budget, generator: Random) -> list[Groups]:
+        """A selection that exchanges up to `exchanges` groups of one part, and still fills its budget."""
+        child = list(parent)
+        index = generator.randrange(len(parts))
+        chosen, part = parent[index], parts[index]
+        others = [group for group in part.groups if group not in chosen]
+        count = min(generator.randint(1, self.exchanges), len(chosen), len(others))
+        leaving = generator.sample(sorted(chosen, key=part.groups.index), count)
+        entering = generator.sample(others, count)
+        child[index] = chosen.difference(leaving).union(entering)
+        savings = budget.savings()
+        kept = sum(savings[site] for group in child[index] for site in group) >= budget.goal(*part.kinds) * (1 - 1e-9)
+        return child if kept else list(parent)
