@@ -255,13 +255,14 @@ def _replacement(
     if not isinstance(module, nn.Module):
         kind = type(module).__name__
         raise SubFitError(f"{site.name}: fit must return a module, not {kind} ({where(bypass, 'fit')})")
-    explained = _explained_variance(module, evidence, site.width)
-    if source is None:
-        replacement = Replacement(model, site, module, bypass.reads, explained)
-        _check_module(replacement.bypass, site, bypass)
-        return replacement
-    path = output_projection(model, source)
-    return Replacement(model, site, module, "previous", explained, {path: merged(model.get_submodule(path), module)})
+    changes: dict[str, nn.Module] = {}
+    if source is not None:
+        path = output_projection(model, source)
+        changes = {path: merged(model.get_submodule(path), module)}
+    replacement = Replacement(model, site, module, bypass.reads, changes)
+    _check_module(replacement.bypass, site, bypass)
+    replacement.explained = _explained_variance(replacement.bypass, evidence, site.width)
+    return replacement
 
 
 def _check_module(module: nn.Module, site: Site, bypass: Bypass) -> None:

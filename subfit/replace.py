@@ -25,9 +25,13 @@ class Replacement:
         site: where to put the bypass.
         bypass: maps what it reads to what is added to the stream.
         reads: see `Bypass.reads`.
-        explained: share of the targets' variance that the fit explains, if known.
         merged: modules elsewhere in the model, by path, that do the bypass's work; nothing is left at the site.
+
+    Attributes:
+        explained: share of the targets' variance that the fit explains, if known.
     """
+
+    explained: float | None = None
 
     def __init__(
         self,
@@ -35,14 +39,12 @@ class Replacement:
         site: Site,
         bypass: nn.Module,
         reads: Reads,
-        explained: float | None = None,
         merged: dict[str, nn.Module] | None = None,
     ):
         if reads == "stream" and site.shares_norm:
             raise SubFitError(f"{site.name}: its input norm feeds another branch too, so its bypass cannot read the stream")
         self.model = model
         self.site = site
-        self.explained = explained
         weight = next(model.get_submodule(site.path).parameters())
         self.bypass = bypass.to(weight.device, weight.dtype).requires_grad_(False)
         skips_input_norm = site.input_norm is not None and reads != "input" and not site.shares_norm
@@ -86,7 +88,7 @@ class Retrained(Replacement):
         weight = next(layer.parameters())
         trained = trained.to(weight.device, weight.dtype).requires_grad_(False)
         path = next(path for path, module in model.named_modules() if module is layer)
-        self.model, self.site, self.explained, self.skipped_norms = model, site, None, []
+        self.model, self.site, self.skipped_norms = model, site, []
         self.bypass = trained
         self._new, self._old, self._kept = {path: trained}, {path: layer}, {}
 

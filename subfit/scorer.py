@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -45,3 +46,27 @@ class StreamScorer(Metric, Scorer):
     def score(self, calibration: Calibration) -> dict[Site, float]:
         """Returns the score of every site, from one pass over the tokens."""
         return {site: float(scorer.compute()) for site, scorer in calibration.stream_through(self.clone).items()}
+
+
+class TokenMean(StreamScorer):
+    """A score that is a mean over tokens."""
+
+    total: Tensor
+    tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "tokens"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def each(self, h: Tensor, y: Tensor) -> Tensor:
+        """Returns the value of each token, (windows, tokens), from the stream and what was added, both in float32."""
+
+    def update(self, h: Tensor, x: Tensor, y: Tensor) -> None:
+        values = self.each(h.float(), y.float())
+        self.total += values.sum(dtype=torch.float64)
+        self.tokens += values.numel()
+
+    def compute(self) -> Tensor:
+        return self.total / self.tokens

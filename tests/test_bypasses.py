@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import os
 import subprocess
 import sys
 
@@ -69,17 +68,8 @@ CASES = {
 SELECTED = [f"{kind}.{layer}" for layer in (1, 2) for kind in ("attention", "ffn")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On matrices as small as these, a second thread costs more than it gains."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, one_thread):
+def runs(tmp_path_factory):
     """What became of every case: its recipe, the compressed model, and what a fresh process made of the saved one."""
     folder = tmp_path_factory.mktemp("bypasses")
     tokens = tiny_tokens(3, seed=4)
@@ -93,8 +83,7 @@ def runs(tmp_path_factory, one_thread):
         arguments.append(["", str(place), str(folder / "tokens.pt"), f"{place}.pt"])
         found.setdefault(name, []).append((made, result, f"{place}.pt"))
     code = f"import sys\nfor sys.argv in {arguments!r}:\n    exec({FRESH!r})"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return tokens, found
 

@@ -11,7 +11,6 @@ CODE = """
 import sys
 sys.path[:0] = {path!r}
 import torch
-torch.set_num_threads(1)  # each thread has an arena of its own
 from conftest import recipe, tiny_model
 from subfit.pipeline import compress_model
 
@@ -34,7 +33,8 @@ STREAM = 64 * 256 * 192 * 4 / 2**20  # MiB: one residual stream of all tokens in
 
 def peak_over_model(layers: int, given: dict) -> float:
     code = textwrap.dedent(CODE).format(path=sys.path, layers=layers, given=given)
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # tensors go back to the system as soon as they are freed
+    # one thread: each has an arena of its own; and tensors go back to the system as soon as they are freed
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)

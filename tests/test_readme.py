@@ -35,7 +35,7 @@ def test_every_command_in_their_order(tmp_path):
         else:
             assert program == "subfit"
             line = f"{command} {LESS[verb]}"
-            env = {**os.environ, "PATH": path}
+            env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
             done = subprocess.run(shlex.split(line), cwd=tmp_path, capture_output=True, text=True, timeout=600, env=env)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         ran.append((program, verb))

@@ -1,6 +1,7 @@
 """The embedded real model, end to end."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -21,11 +22,14 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 @pytest.fixture(scope="module")
 def real():
-    """SmolLM2-135M-Instruct in float32, its tokenizer, and windows sampled from it."""
+    """SmolLM2-135M-Instruct in float32, its tokenizer, and windows sampled from it; on all cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
     model, tokenizer = load("smollm2-135m")
     model.bfloat16()
     tokens, _ = windows(Data(windows=12, length=512), model, tokenizer, 0)
-    return model.float(), tokenizer, tokens
+    yield model.float(), tokenizer, tokens
+    torch.set_num_threads(threads)
 
 
 def test_it_knows_the_capital_of_france(real):
@@ -72,7 +76,8 @@ def test_the_paper_costs_few_forward_passes_and_spares_the_massive_activations(r
 
 def test_the_main_job_from_the_command_line(subfit, tmp_path):
     small = ["--calibration.windows", 16, "--calibration.length", 256, "--evaluation.windows", 4, "--dtype", "bfloat16"]
-    done = subfit("compress", "--config", EXPERIMENTS / "subfit.yaml", *small, "--output", "out", "--json")
+    cores = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+    done = subfit("compress", "--config", EXPERIMENTS / "subfit.yaml", *small, "--output", "out", "--json", env=cores)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert len(record["selected"]) == 16

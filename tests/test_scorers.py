@@ -64,15 +64,6 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On cores that others use, threads wait for each other far longer than these small models take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def scores_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 """How little the residual stream before a site resembles the one after it."""
 
-from subfit.geometry import TokenMean, angles
+from subfit.geometry import angles
+from subfit.scorer import TokenMean
 
 
 class BlockInfluence(TokenMean):

@@ -2,7 +2,7 @@
 
 import torch
 
-from subfit.geometry import TokenMean
+from subfit.scorer import TokenMean
 
 
 class Magnitude(TokenMean):

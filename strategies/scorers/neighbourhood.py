@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from subfit.errors import SubFitError
-from subfit.geometry import TokenMean
+from subfit.scorer import TokenMean
 
 
 class Neighbourhood(TokenMean):

@@ -2,7 +2,8 @@
 
 import torch
 
-from subfit.geometry import TokenMean, angles
+from subfit.geometry import angles
+from subfit.scorer import TokenMean
 
 
 class Rotation(TokenMean):
