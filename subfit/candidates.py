@@ -95,7 +95,7 @@ class Candidates:
     def _measure(self, stream: ResidualStream, measure: str) -> float:
         metric = Agreement().to(self.calibration.device)
         for batch, reference in zip(stream.batches, self._reference, strict=True):
-            metric.update(stream.logits(batch), stream.tokens[batch], reference)
+            metric.update(stream.logits(batch), stream.tokens[batch], reference if measure == "kl" else None)
         return float(metric.compute()[MEASURES[measure]])
 
 
