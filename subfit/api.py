@@ -178,7 +178,7 @@ def _describe(kind: str, name: str) -> dict[str, Any]:
         "name": name,
         "description": documentation.partition("\n\n")[0].replace("\n", " "),
         "papers": list(dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{5})", documentation))),
-        "parameters": [str(p) for p in parameters],
+        "parameters": [str(p).replace("typing.", "") for p in parameters],
         "documentation": documentation,
     }
 

@@ -81,15 +81,21 @@ def test_list(subfit):
     found = json.loads(subfit("list", "--json").stdout)
     assert set(found) == {"scorers", "selectors", "bypasses"}
     low_rank = next(entry for entry in found["bypasses"] if entry["name"] == "low_rank")
-    assert "2606.02559" in low_rank["description"] and any("ridge: float" in p for p in low_rank["parameters"])
+    assert low_rank["papers"] == ["2606.02559"] and "ridge: float = 0.0001" in low_rank["parameters"]
+    assert all(entry["description"] and entry["documentation"] for entries in found.values() for entry in entries)
     assert list(json.loads(subfit("list", "selectors", "--json").stdout)) == ["selectors"]
     assert "per_type" in subfit("list", "selectors").stdout
+    shown = subfit("list", "scorers", "kl").stdout
+    assert shown.startswith("kl(bypass: ") and "windows: number of calibration windows" in shown
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["compress", "--scorer", "subfitt"], "unknown scorer 'subfitt'; did you mean 'subfit'? available: "),
+        (["list", "scorers", "k"], "unknown scorer 'k'"),
+        (["list", "kl"], "unknown kind of strategy 'kl'; use scorers, selectors, bypasses"),
+        (["compress", "--budget", "watts"], "submodules"),
         (["compress", "--sparsity", "1.5"], "sparsity is 1.5; it must be at least 0 and less than 1"),
         (["compress", "--sparsity", "much"], "sparsity"),
         (["compress", "--fitting", "twice"], "one_shot"),

@@ -3,9 +3,9 @@
 from typing import Literal
 
 import torch
-from subfit.geometry import angles
 
 from subfit.errors import SubFitError
+from subfit.geometry import angles
 from subfit.selector import Selector, pools
 from subfit.stream import ResidualStream
 
