@@ -74,7 +74,7 @@ def test_later_configurations_and_options_win(subfit, tmp_path):
     done = subfit("compress", "--config", "a.yaml", "--config", "b.yaml", "--seed=4", "--print_config")
     found = yaml.safe_load(done.stdout)
     assert (found["sparsity"], found["seed"], found["attention_bypass"]["class_path"]) == (0.125, 4, "linear")
-    assert found["ffn_bypass"] == {"class_path": "low_rank", "init_args": {"rank": 5, "share": 0.1, "ridge": 0.0001}}
+    assert found["ffn_bypass"]["class_path"] == "low_rank" and found["ffn_bypass"]["init_args"]["rank"] == 5
 
 
 def test_list(subfit):
