@@ -79,11 +79,16 @@ def reduced_rank(c: Centred, rank: int, ridge: float) -> tuple[Tensor, Tensor]:
 
 
 def factors(t: Tensor, whitened: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Splits the map t @ whitened into its best factors of at most `rank`; missing directions are filled with zeros."""
-    u, s, v = torch.linalg.svd(whitened, full_matrices=False)
-    a, b = t @ u[:, :rank], s[:rank, None] * v[:rank]
-    missing = rank - a.shape[1]
-    return torch.nn.functional.pad(a, (0, missing)), torch.nn.functional.pad(b, (0, 0, 0, missing))
+    """Splits the map t @ whitened into its best factors of at most `rank`; directions that it does not have are zeros.
+
+    The leading right singular vectors are eigenvectors of the Gram matrix, which costs a quarter of a singular value
+    decomposition. The loss of what is kept is exact to working precision, as it is flat around the best subspace.
+    """
+    vectors = torch.linalg.eigh(whitened.T @ whitened).eigenvectors.flip(1)[:, :rank]
+    inner = whitened @ vectors
+    sizes = inner.norm(dim=0)
+    there = sizes > 1e-8 * sizes.max()  # smaller ones are the rounding of the Gram matrix
+    return t @ inner * there, vectors.T * there[:, None]
 
 
 def shared_basis(sites: Iterable[Centred], rank: int, ridge: float) -> Tensor:
