@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)  # its own parser answers --help
     command = parser.parse_args(arguments[:1]).command
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     debug = "--debug" in arguments
     rest = [argument for argument in arguments[1:] if argument != "--debug"]
     try:
@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"subfit {command}: interrupted; nothing was written", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(number: int, frame: Any) -> None:

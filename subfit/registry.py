@@ -59,7 +59,8 @@ def find(kind: str, name: str) -> type:
     Raises:
         SubFitError: if there is none, or importing it fails.
     """
-    found = _imported(f"{kind[:-1]} {name!r}", lambda: _find(kind, name))
+    what = INTERFACES[kind].__name__.lower()
+    found = _imported(f"{what} {name!r}", lambda: _find(kind, name))
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise SubFitError(f"{name}: {found.__name__} lacks the method {missing} ({where(found)})")
@@ -67,7 +68,7 @@ def find(kind: str, name: str) -> type:
         return found
     close = difflib.get_close_matches(name, names(kind), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise SubFitError(f"unknown {INTERFACES[kind].__name__.lower()} {name!r}; {hint}available: {', '.join(names(kind))}")
+    raise SubFitError(f"unknown {what} {name!r}; {hint}available: {', '.join(names(kind))}")
 
 
 @cache
