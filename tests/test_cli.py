@@ -77,16 +77,20 @@ def test_later_configurations_and_options_win(subfit, tmp_path):
     assert found["ffn_bypass"]["class_path"] == "low_rank" and found["ffn_bypass"]["init_args"]["rank"] == 5
 
 
-def test_list(subfit):
-    found = json.loads(subfit("list", "--json").stdout)
+def test_list(capsys):
+    def shown(*arguments: str) -> str:
+        assert main(["list", *arguments]) == 0
+        return capsys.readouterr().out
+
+    found = json.loads(shown("--json"))
     assert set(found) == {"scorers", "selectors", "bypasses"}
     low_rank = next(entry for entry in found["bypasses"] if entry["name"] == "low_rank")
     assert low_rank["papers"] == ["2606.02559"] and "ridge: float = 0.0001" in low_rank["parameters"]
     assert all(entry["description"] and entry["documentation"] for entries in found.values() for entry in entries)
-    assert list(json.loads(subfit("list", "selectors", "--json").stdout)) == ["selectors"]
-    assert "per_type" in subfit("list", "selectors").stdout
-    shown = subfit("list", "scorers", "kl").stdout
-    assert shown.startswith("kl(bypass: ") and "windows: number of calibration windows" in shown
+    assert list(json.loads(shown("selectors", "--json"))) == ["selectors"]
+    assert "per_type" in shown("selectors")
+    one = shown("scorers", "kl")
+    assert one.startswith("kl(bypass: ") and "windows: number of calibration windows" in one
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,13 @@ def test_an_interrupted_run_leaves_no_folder(model_folder, text_file, tmp_path, 
     code = slow + "import sys; from subfit.cli import main; sys.exit(main(sys.argv[1:]))"
     options = ["--calibration.path", str(text_file), "--calibration.length", "64", "--output", "model"]
     command = [sys.executable, "-c", code, "compress", "--model", str(model_folder), *options]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background would ignore it
+    )
     seen = b""
     while stage.encode() + b":" not in seen:
         part = process.stderr.read1(4096)

@@ -27,7 +27,7 @@ def real():
     torch.set_num_threads(os.cpu_count() or 1)
     model, tokenizer = load("smollm2-135m")
     model.bfloat16()
-    tokens, _ = windows(Data(windows=12, length=512), model, tokenizer, 0)
+    tokens, _ = windows(Data(windows=24, length=256), model, tokenizer, 0)
     yield model.float(), tokenizer, tokens
     torch.set_num_threads(threads)
 
@@ -40,7 +40,7 @@ def test_it_knows_the_capital_of_france(real):
 
 def test_a_fit_equals_least_squares_on_the_stored_pairs(real):
     model, _, tokens = real
-    calibration = Calibration(model, tokens[:4])
+    calibration = Calibration(model, tokens[:8])
     site = next(site for site in calibration.sites if site.name == "ffn.2")
     linear = recipe(ffn_bypass={"class_path": "linear", "init_args": {"ridge": 0.0}}).ffn_bypass
     (found,) = fit_one_shot(calibration, {site: linear})
