@@ -112,8 +112,10 @@ def test_a_bad_plugin_is_one_line_that_names_its_file_and_line(case, answers):
     assert f"{path}:{BAD[case][3]}" in message and BAD[case][4] in message
 
 
-def test_a_file_without_strategies_and_a_missing_one(subfit, tmp_path):
+def test_a_file_without_strategies_and_a_missing_one(tmp_path, capsys):
+    from subfit.cli import main
+
     (tmp_path / "empty.py").write_text("x = 1\n")
     for name, message in (("empty.py", "defines no Scorer, Selector, Bypass"), ("gone.py", "gone.py does not exist")):
-        done = subfit("list", "--plugins", name)
-        assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+        assert main(["list", "--plugins", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
