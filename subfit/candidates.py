@@ -8,11 +8,9 @@ from tqdm.auto import tqdm
 from subfit.bypass import Bypass
 from subfit.calibration import Calibration
 from subfit.fit import fit_one_shot
-from subfit.quality import Agreement
+from subfit.quality import divergence, next_token_loss
 from subfit.sites import KINDS, Site
 from subfit.stream import ResidualStream
-
-MEASURES = {"kl": "divergence", "loss": "nll"}
 
 
 class Candidates:
@@ -93,10 +91,13 @@ class Candidates:
             pass
 
     def _measure(self, stream: ResidualStream, measure: str) -> float:
-        metric = Agreement().to(self.calibration.device)
+        total = 0.0
         for batch, reference in zip(stream.batches, self._reference, strict=True):
-            metric.update(stream.logits(batch), stream.tokens[batch], reference if measure == "kl" else None)
-        return float(metric.compute()[MEASURES[measure]])
+            logits = stream.logits(batch)
+            total += float(
+                divergence(logits, reference) if measure == "kl" else next_token_loss(logits, stream.tokens[batch])
+            )
+        return total / self.tokens[:, 1:].numel()
 
 
 def site_costs(calibration: Calibration, bypass: Bypass, windows: int, length: int, measure: str) -> dict[Site, float]:

@@ -1,16 +1,17 @@
 """Perplexity of a model, and how closely it agrees with a reference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
 from torchmetrics import Metric
 from tqdm.auto import tqdm
 
 from subfit.errors import SubFitError
 
-CHUNK = 512  # positions whose distributions over the vocabulary are held at once, in float32
+CHUNK = 64  # positions whose distributions over the vocabulary are held at once, in float32: few enough for the cache
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -38,24 +39,53 @@ class Agreement(Metric):
             tokens: (windows, length); the first of each window is not predicted.
             reference: the reference model's logits, of the same shape.
         """
-        flat = logits[:, :-1].flatten(0, 1)
-        base = None if reference is None else reference[:, :-1].flatten(0, 1)
-        next_tokens = tokens[:, 1:].reshape(-1)
-        for start in range(0, len(flat), CHUNK):
-            part = slice(start, start + CHUNK)
-            q, gold = flat[part].float().log_softmax(-1), next_tokens[part, None]
-            self.tokens += len(gold)
+        self.tokens += tokens[:, 1:].numel()
+        if reference is None:
+            self.nll += next_token_loss(logits, tokens)
+            return
+        for gold, q, p in _chunks(tokens[:, 1:, None], logits[:, :-1], reference[:, :-1]):
+            q, p = q.float().log_softmax(-1), p.float().log_softmax(-1)
             self.nll -= q.gather(1, gold).sum(dtype=torch.float64)
-            if base is not None:
-                p = base[part].float().log_softmax(-1)
-                self.reference_nll -= p.gather(1, gold).sum(dtype=torch.float64)
-                self.agreed += (p.argmax(-1) == q.argmax(-1)).sum()
-                self.divergence += torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True).double()
+            self.reference_nll -= p.gather(1, gold).sum(dtype=torch.float64)
+            self.agreed += (p.argmax(-1) == q.argmax(-1)).sum()
+            self.divergence += _kl(q, p)
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the means per token: `nll`, `reference_nll`, `agreed` (a share) and `divergence`, in nats."""
         names = ("nll", "reference_nll", "agreed", "divergence")
         return {name: getattr(self, name) / self.tokens for name in names}
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Returns the loss of predicting each window's tokens but the first, in nats, summed in float64.
+
+    Args:
+        logits: (windows, length, vocabulary).
+        tokens: (windows, length).
+    """
+    parts = _chunks(tokens[:, 1:], logits[:, :-1])
+    return torch.stack([cross_entropy(q.float(), gold, reduction="sum").double() for gold, q in parts]).sum()
+
+
+def divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """Returns the KL divergence of `logits` from `reference`'s, in nats, summed over all but each window's last position.
+
+    Args:
+        logits: (windows, length, vocabulary).
+        reference: the same of the model to compare with.
+    """
+    parts = _chunks(logits[:, :-1], reference[:, :-1])
+    return torch.stack([_kl(q.float().log_softmax(-1), p.float().log_softmax(-1)) for q, p in parts]).sum()
+
+
+def _kl(q: Tensor, p: Tensor) -> Tensor:
+    """Divergence of log-probabilities `q` from `p`, summed."""
+    return kl_div(q, p, reduction="sum", log_target=True).double()
+
+
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces of tensors (windows, length, ...), flattened to (positions, ...)."""
+    return zip(*(t.flatten(0, 1).split(CHUNK) for t in tensors), strict=True)
 
 
 @torch.no_grad()
