@@ -6,6 +6,7 @@ Results go to stdout, progress and messages to stderr. What the user can mend is
 import argparse
 import signal
 import sys
+from importlib import import_module
 from typing import Any
 
 from subfit import __version__
@@ -31,9 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     rest = [argument for argument in arguments[1:] if argument != "--debug"]
     try:
-        from subfit import commands as run  # torch and transformers are imported here, not for --help
-
-        return {"compress": run.compress, "evaluate": run.evaluate, "list": run.list_}[command](rest)
+        return import_module(f"subfit.commands.{command}").run(rest)  # torch is imported here, not for --help
     except SubFitError as error:
         if debug:
             raise
