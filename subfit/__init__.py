@@ -1,12 +1,13 @@
 """SubFit: post-training compression of language models, one Attention or FeedForward at a time.
 
-`subfit.compress(...)`, `subfit.evaluate(...)` and `subfit.load(...)` are what the command line runs; see `subfit.api`.
+`subfit.compress(...)`, `subfit.evaluate(...)`, `subfit.benchmark(...)`
+and `subfit.load(...)` are what the command line runs; see `subfit.api`.
 """
 
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["SubFitError", "compress", "evaluate", "list_strategies", "load"]
+__all__ = ["SubFitError", "benchmark", "compress", "evaluate", "list_strategies", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,12 @@
-"""What the command line runs, as functions: compress, evaluate, load and list."""
+"""What the command line runs, as functions: compress, evaluate, benchmark, load and list."""
 
 import hashlib
 import inspect
+import json
 import platform
 import re
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -13,23 +14,21 @@ import torch
 from torch import Tensor
 
 from subfit import checkpoint, registry
-from subfit.data import Data, windows
+from subfit.data import EVALUATION_SEED, Data, EvaluationData, windows
 from subfit.errors import SubFitError
+from subfit.evaluation import evaluate
+from subfit.finetune import FineTuning, TrainerFlags
+from subfit.footprint import footprint
+from subfit.logs import Log, LoggerName, leads, open_log
 from subfit.models import load
+from subfit.picture import draw_speed
 from subfit.pipeline import Compression, Recipe, compress_model
-from subfit.quality import evaluate_logits, kv_bytes_per_token, logits_of
+from subfit.random_weights import random_models
+from subfit.speed import Workload, check_comparable, compare_speed, setting
 
-__all__ = ["Options", "SubFitError", "compress", "evaluate", "list_strategies", "load"]
+__all__ = ["Options", "SubFitError", "benchmark", "compress", "evaluate", "list_strategies", "load"]
 
 DEFAULTS = {"scorer": "subfit", "selector": "per_type", "attention_bypass": "low_rank", "ffn_bypass": "shared_low_rank"}
-EVALUATION_SEED = 1 << 32  # added to the seed, so that sampled evaluation windows are never those of a calibration
-
-
-@dataclass
-class EvaluationData(Data):
-    """Where the tokens to evaluate on come from; if no source is given, held out from those of the calibration."""
-
-    windows: int = 16
 
 
 @dataclass(kw_only=True)
@@ -45,6 +44,10 @@ class Options(Recipe):
         dtype: data type of the model's weights; `auto` is the checkpoint's own, and float32 for a `.gguf` file.
         device: torch device; `auto` is CUDA where there is one.
         batch_size: windows run at once.
+        logger: where the run is logged: `none`; `csv`, files in the folder `<output>.run`; or `wandb`, Weights & Biases,
+            whose own settings hold.
+        log_checkpoint: whether Weights & Biases gets the saved model, too.
+        resume: a `last.ckpt` in the folder `<output>.run` of an interrupted run, to go on from with its fine-tuning.
     """
 
     model: str = "smollm2-135m"
@@ -55,6 +58,9 @@ class Options(Recipe):
     dtype: str = "auto"
     device: str = "auto"
     batch_size: int = 8
+    logger: LoggerName = "none"
+    log_checkpoint: bool = False
+    resume: str | None = None
 
 
 def compress(**given: Any) -> Compression:
@@ -62,7 +68,7 @@ def compress(**given: Any) -> Compression:
 
     Args:
         given: the attributes of `Options`. A strategy is given as an object, as a name, or as a mapping with `class_path`
-            (a name) and `init_args`; `calibration` and `evaluation` as objects or as mappings.
+            (a name) and `init_args`; `calibration`, `evaluation` and `finetune` as objects or as mappings.
 
     Returns:
         The compressed model, its tokenizer, and the record that is also saved as `compression.json`.
@@ -86,29 +92,46 @@ def options_from(given: dict[str, Any]) -> Options:
     made = {**DEFAULTS, **given}
     for name, kind in registry.OPTIONS.items():
         made[name] = registry.make(kind, made[name])
-    for name, data in (("calibration", Data), ("evaluation", EvaluationData)):
+    groups: dict[str, type] = {"calibration": Data, "evaluation": EvaluationData, "finetune": FineTuning}
+    for name, group in groups.items():
         if isinstance(made.get(name), dict):
-            try:
-                made[name] = data(**made[name])
-            except TypeError as error:
-                takes = ", ".join(f.name for f in fields(data))
-                raise SubFitError(f"{name}: {error}; it takes {takes}") from error
+            made[name] = _group(name, group, made[name])
     return Options(**made)
+
+
+def _group(name: str, group: Any, given: dict[str, Any]) -> Any:
+    """An object of a class of options from plain data."""
+    if isinstance(given.get("trainer"), dict):
+        given = {**given, "trainer": _group(f"{name}.trainer", TrainerFlags, given["trainer"])}
+    try:
+        return group(**given)
+    except TypeError as error:
+        takes = ", ".join(f.name for f in fields(group))
+        raise SubFitError(f"{name}: {error}; it takes {takes}") from error
 
 
 def run(options: Options, configuration: dict[str, Any]) -> Compression:
     """Does the run that `options` describes; `configuration` is the same as plain data, for the record."""
-    start = time.perf_counter()
     if options.output is not None:
         checkpoint.check_free(options.output)
+    folder = options.output and f"{options.output}.run"
+    artifact = options.log_checkpoint
+    with open_log(options.logger, configuration, folder, options.resume, artifact=artifact) as log:
+        compression = _run(options, configuration, log)
+        log.result(compression.record, options.output)
+    return compression
+
+
+def _run(options: Options, configuration: dict[str, Any], log: Log) -> Compression:
+    start = time.perf_counter()
     torch.manual_seed(options.seed)
     model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
     if options.output is not None:
         checkpoint.check_space(options.output, model)
     loaded = time.perf_counter()
-    tokens, held_out = _tokens(options, model, tokenizer)
+    tokens, held_out = tokens_of(options, model, tokenizer)
     sampled = time.perf_counter()
-    compression = compress_model(model, tokens, options, evaluation=held_out, batch_size=options.batch_size)
+    compression = compress_model(model, tokens, options, evaluation=held_out, batch_size=options.batch_size, log=log)
     compression.tokenizer = tokenizer
     stages = {"load": loaded - start, "data": sampled - loaded}
     record = compression.record
@@ -119,40 +142,69 @@ def run(options: Options, configuration: dict[str, Any]) -> Compression:
         evaluation_tokens={"shape": list(held_out.shape), "sha256": _fingerprint(held_out)},
         versions={"python": platform.python_version(), **{p: version(p) for p in ("subfit", "torch", "transformers")}},
     )
-    if options.output is not None:
+    if options.output is not None and leads():
         checkpoint.save(compression, options.output)
     return compression
 
 
-def evaluate(
-    model: str,
+def benchmark(
+    model: str | None = None,
     *,
     reference: str | None = None,
-    data: Data | None = None,
-    seed: int = 0,
+    random_weights: str | None = None,
+    sparsity: float = 0.25,
+    attention_bypass: Any = DEFAULTS["attention_bypass"],
+    ffn_bypass: Any = DEFAULTS["ffn_bypass"],
+    workload: Workload | None = None,
+    compile: bool = False,
+    output: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
-    batch_size: int = 4,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Returns a model's perplexity, size and, with a reference, its agreement with it; see `quality.evaluate_logits`.
+    """Times a compressed model beside its dense one; see `speed.compare_speed`.
 
     Args:
-        model, reference: names of models, as for `load`.
-        data: the tokens to evaluate on; if not given, sampled from the reference, or else from the model itself.
+        model, reference: names of the compressed and of the dense model, as for `load`; the dense one is loaded in the data
+            type of the compressed one.
+        random_weights: instead of both, a configuration to build both from; see `random_weights.random_models`.
+        sparsity, attention_bypass, ffn_bypass: what the compressed one has then; bypasses are given as for `compress`.
+        workload: what is timed.
+        compile: whether to run both models through `torch.compile`.
+        output: folder to write `benchmark.json` and `benchmark.png` to; it must not exist. Nothing is written if not given.
+
+    Returns:
+        What `compare_speed` returns, with the models' sizes and where they ran.
+
+    Raises:
+        SubFitError: if something is wrong that the user can mend.
     """
+    workload = workload or Workload()
+    if output is not None:
+        checkpoint.check_free(output)
     options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    data = data or EvaluationData()
-    data.sources()
-    subject, tokenizer = load(model, **options)
-    dense = load(reference, **options)[0] if reference is not None else None
-    tokens, _ = windows(data, dense or subject, tokenizer, seed + EVALUATION_SEED)
-    quality = evaluate_logits(logits_of(subject), tokens, logits_of(dense) if dense else None, batch_size)
-    size = {
-        "parameters": sum(p.numel() for p in subject.parameters()),
-        "kv_bytes_per_token": sum(kv_bytes_per_token(subject)),
+    if random_weights and not (model or reference):
+        bypasses = [registry.make("bypasses", given) for given in (attention_bypass, ffn_bypass)]
+        dense, compressed = random_models(random_weights, sparsity, *bypasses, seed=workload.seed, **options)
+    elif model and reference and not random_weights:
+        compressed = load(model, **options)[0]
+        dense = load(reference, **options | {"dtype": str(compressed.dtype).removeprefix("torch.")})[0]
+    else:
+        raise SubFitError("give a compressed model and its dense reference, or random_weights alone")
+    check_comparable(dense, compressed, workload)
+    result = {
+        "model": model or random_weights,
+        "reference": reference,
+        "setting": {**setting(dense), "compiled": compile},
+        "workload": asdict(workload),
+        "size": {"dense": footprint(dense), "compressed": footprint(compressed)},
+        **compare_speed(dense, compressed, workload, compile),
     }
-    return {"model": model, "reference": reference, **quality, **size}
+    if output is not None:
+        with checkpoint.new_folder(output) as folder:
+            (folder / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            draw_speed(result, folder / "benchmark.png")
+    return result
 
 
 def list_strategies(kind: str | None = None, name: str | None = None) -> dict[str, list[dict[str, Any]]]:
@@ -183,7 +235,7 @@ def _describe(kind: str, name: str) -> dict[str, Any]:
     }
 
 
-def _tokens(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Tensor]:
+def tokens_of(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Tensor]:
     """The calibration and the evaluation windows of a run."""
     own, wanted = options.evaluation, options.evaluation.windows
     held_out = wanted > 0 and not (own.source or own.path or own.dataset)
@@ -201,4 +253,4 @@ def _plain(value: Any) -> Any:
     """An argument as plain data: its fields or, for a strategy given as an object, its class."""
     if isinstance(value, str | int | float | dict | list | None):
         return value
-    return vars(value) if isinstance(value, Data) else f"{type(value).__module__}.{type(value).__qualname__}"
+    return asdict(value) if isinstance(value, Data | FineTuning) else f"{type(value).__module__}.{type(value).__qualname__}"

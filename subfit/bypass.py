@@ -1,6 +1,5 @@
 """The interface of bypasses: the small map that takes a branch's place."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -8,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from subfit.errors import SubFitError, where
+from subfit.modeling_subfit import Scale
 from subfit.sites import Site
 
 Run = Callable[[nn.Module, Tensor], Tensor]
 Reads = Literal["input", "stream", "nothing", "previous"]
 
 
-class Bypass(ABC):
+class Bypass:
     """A way to fit a small module in the place of a site.
 
     The module is made of `torch.nn` modules (a `Sequential` of `Linear`s, say), or of a class of the plug-in's own that
@@ -26,7 +26,7 @@ class Bypass(ABC):
             interest. The module of one that reads "previous" is a linear map of what the last kept FeedForward before the
             site adds; it is merged into that FeedForward, and nothing is left at the site.
         needs: what `fit` is given: "moments", also the "pairs" that they are made of, or "nothing". One that needs the
-            "layer" is asked for `fit_layer` instead.
+            "layer" defines `fit_layer` instead of `fit`.
     """
 
     reads: Reads = "input"
@@ -55,7 +55,6 @@ class Bypass(ABC):
         """
         return None
 
-    @abstractmethod
     def fit(self, site: Site, moments: dict[str, Tensor], common: Any) -> nn.Module:
         """Returns the module, mapping (..., d) to (..., d), fitted to one site.
 
@@ -65,6 +64,7 @@ class Bypass(ABC):
                 `targets`, (tokens, d), what the module reads and what it is fitted to. Empty if it needs nothing.
             common: what `fit_group` returned.
         """
+        raise _lacking(self, "fit")
 
     def fit_layer(self, layer: nn.Module, run: Run, inputs: Tensor, targets: Tensor) -> nn.Module:
         """Returns the site's whole decoder layer with other weights; asked of a bypass that needs the "layer" alone.
@@ -75,11 +75,15 @@ class Bypass(ABC):
             inputs: (windows, length, d), the stream that enters the layer in the compressed model.
             targets: (windows, length, d), the stream that leaves it in the dense model.
         """
-        raise NotImplementedError
+        raise _lacking(self, "fit_layer")
 
     def needs_group(self) -> bool:
         """Whether the sites have something in common that must be learned first."""
         return type(self).fit_group is not Bypass.fit_group
+
+
+def _lacking(bypass: Bypass, method: str) -> SubFitError:
+    return SubFitError(f"{type(bypass).__name__} lacks the method {method} ({where(bypass)})")
 
 
 def rank_for(rank: int | Literal["auto"], allowance: float, fixed: int, per_rank: int, width: int) -> int:
@@ -113,4 +117,13 @@ def linear_layer(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
         layer.weight.copy_(weight.T)
         if bias is not None:
             layer.bias.copy_(bias)
+    return layer
+
+
+def scale_layer(weight: Tensor, bias: Tensor) -> Scale:
+    """Returns the layer that maps rows x to x * weight + bias; `weight` is (d), or () for one factor."""
+    layer = Scale(len(bias), weight.numel()).to(weight.device)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
     return layer

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from tqdm.auto import tqdm
 
+from subfit.cache import Cache
 from subfit.errors import SubFitError
 from subfit.sites import Seen, Site, find_sites, watch
 from subfit.stream import ResidualStream
@@ -24,12 +25,14 @@ class Calibration:
         model: the dense causal language model, in evaluation mode.
         tokens: (windows, length), token ids; packed, without padding.
         batch_size: windows run at once.
+        cache: where the moments of all sites are kept for other fits on the same model and tokens, if there may be any.
     """
 
-    def __init__(self, model: nn.Module, tokens: Tensor, batch_size: int = 8):
+    def __init__(self, model: nn.Module, tokens: Tensor, batch_size: int = 8, cache: Cache | None = None):
         self.model = model
         self.tokens = tokens
         self.batch_size = batch_size
+        self.cache = cache
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self.sites = find_sites(model)

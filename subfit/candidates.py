@@ -38,11 +38,15 @@ class Candidates:
 
     @classmethod
     def of(cls, calibration: Calibration, bypass: Bypass, windows: int, length: int) -> "Candidates":
-        """Returns these candidates, fitted on first use: a scorer and a selector that ask for the same share them."""
-        key = (cls, type(bypass), repr(vars(bypass)), windows, length)
-        if key not in calibration.memory:
-            calibration.memory[key] = cls(calibration, bypass, windows, length)
-        return calibration.memory[key]
+        """Returns these candidates, fitted on first use: a scorer and a selector that ask for the same share them.
+
+        Only the latest are kept, as they hold the logits of the reference.
+        """
+        key = (type(bypass), repr(vars(bypass)), windows, length)
+        if calibration.memory.get(cls, (None,))[0] != key:
+            calibration.memory.pop(cls, None)
+            calibration.memory[cls] = (key, cls(calibration, bypass, windows, length))
+        return calibration.memory[cls][1]
 
     @torch.no_grad()
     def costs(
@@ -66,7 +70,7 @@ class Candidates:
             order = sorted(range(len(groups)), key=first.__getitem__)
             for index in tqdm(order, desc="try", unit="trial", disable=not show):
                 while stream.position < min(first[index], len(stream.layers)):
-                    self._step(stream)
+                    stream.step()
                 for replacement in groups[index]:
                     replacement.on()
                 found[index] = self._measure(self._finish(stream.fork()), measure)
@@ -83,12 +87,8 @@ class Candidates:
 
     def _finish(self, stream: ResidualStream) -> ResidualStream:
         while stream.position < len(stream.layers):
-            self._step(stream)
+            stream.step()
         return stream
-
-    def _step(self, stream: ResidualStream) -> None:
-        for _ in stream.advance():
-            pass
 
     def _measure(self, stream: ResidualStream, measure: str) -> float:
         total = 0.0

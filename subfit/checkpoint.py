@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,21 @@ def check_space(output: str, model: Any) -> None:
 
 
 def save(compression: Compression, output: str) -> None:
-    """Writes model, tokenizer, `compression.json`, model card and picture to a new folder.
+    """Writes model, tokenizer, `compression.json`, model card and picture to a new folder; see `new_folder`."""
+    with new_folder(output) as folder:
+        compression.model.save_pretrained(folder)
+        if compression.tokenizer is not None:
+            compression.tokenizer.save_pretrained(folder)
+        draw_scores(compression.record, folder / "scores.png")
+        (folder / "README.md").write_text(card(compression.record, Path(output).absolute().name), encoding="utf-8")
+        (folder / "compression.json").write_text(json.dumps(compression.record, indent=2) + "\n", encoding="utf-8")
 
-    Everything is written to a folder beside it, whose name begins with a dot, which is renamed at the end: a folder under
-    the name `output` is complete, whenever the run is interrupted.
+
+@contextmanager
+def new_folder(output: str) -> Iterator[Path]:
+    """Yields a folder to fill, which becomes `output` once the context has ended without an error.
+
+    Until then its name begins with a dot: a folder under the name `output` is complete, whenever the run is interrupted.
 
     Raises:
         SubFitError: if the folder exists by now, or the disk is full.
@@ -50,12 +63,7 @@ def save(compression: Compression, output: str) -> None:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=path.parent) as partial:
             folder = Path(partial) / path.name
             folder.mkdir()
-            compression.model.save_pretrained(folder)
-            if compression.tokenizer is not None:
-                compression.tokenizer.save_pretrained(folder)
-            draw_scores(compression.record, folder / "scores.png")
-            (folder / "README.md").write_text(card(compression.record, path.name), encoding="utf-8")
-            (folder / "compression.json").write_text(json.dumps(compression.record, indent=2) + "\n", encoding="utf-8")
+            yield folder
             check_free(output)
             folder.rename(path)
     except (OSError, SafetensorError) as error:

@@ -1,9 +1,10 @@
-"""The command line: `subfit compress`, `subfit evaluate`, `subfit list`.
+"""The command line: `subfit compress`, `subfit evaluate`, `subfit benchmark`, `subfit list`.
 
 Results go to stdout, progress and messages to stderr. What the user can mend is one line and exit code 2.
 """
 
 import argparse
+import os
 import signal
 import sys
 from importlib import import_module
@@ -14,7 +15,10 @@ from subfit.errors import SubFitError
 
 COMMANDS = {
     "compress": "replace submodules of a model by small fitted bypasses",
-    "evaluate": "perplexity of a model, and its agreement with a reference",
+    "evaluate": "perplexity and zero-shot accuracy of a model, and what it retains of a reference's",
+    "benchmark": "speed and memory of a compressed model, beside the dense one",
+    "ablate": "run the cells of a grid, which share what they have in common",
+    "report": "one page, with pictures, on what ablations have found",
     "list": "the scorers, selectors and bypasses there are",
 }
 
@@ -31,16 +35,27 @@ def main(argv: list[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     debug = "--debug" in arguments
     rest = [argument for argument in arguments[1:] if argument != "--debug"]
+    if command == "ablate":
+        os.environ.setdefault("TQDM_DISABLE", "1")  # its table takes the place of the bars
     try:
-        return import_module(f"subfit.commands.{command}").run(rest)  # torch is imported here, not for --help
+        code = import_module(f"subfit.commands.{command}").run(rest)  # torch is imported here, not for --help
+        sys.stdout.flush()
+        return code
     except SubFitError as error:
         if debug:
             raise
         print(f"subfit {command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"subfit {command}: interrupted; nothing was written", file=sys.stderr)
+        kept = "finished cells are kept" if command == "ablate" else "nothing was written"
+        print(f"subfit {command}: interrupted; {kept}", file=sys.stderr)
         return 130
+    except (BrokenPipeError, SystemExit) as error:
+        closed = isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)  # as rich leaves
+        if debug or not closed:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        return 141  # as a process that the signal of a broken pipe ends
     finally:
         signal.signal(signal.SIGTERM, before)
 

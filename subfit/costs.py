@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from statistics import median
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -65,14 +65,32 @@ def _kv_bytes(calibration: Calibration) -> Costs:
     return {site: float(slots[site.slot]) if site.kind == "attention" else 0.0 for site in calibration.sites}
 
 
-@torch.no_grad()
 def _flops(calibration: Calibration) -> Costs:
     window = calibration.tokens[:1].to(calibration.device)
-    with FlopCounterMode(display=False) as counter:
-        calibration.model(window, use_cache=False)
-    counts = counter.get_flop_counts()
+    counts = count_flops(lambda: calibration.model(window, use_cache=False))
     prefix = type(calibration.model).__name__
-    return {site: sum(counts[f"{prefix}.{site.path}"].values()) / window.shape[1] for site in calibration.sites}
+    return {site: counts[f"{prefix}.{site.path}"] / window.shape[1] for site in calibration.sites}
+
+
+@torch.no_grad()
+def count_flops(run: Callable[[], Any]) -> dict[str, int]:
+    """Returns the multiplications and additions of what `run` calls, by module path, and in all as `Global`.
+
+    Matrix products are counted, nothing else. As is usual, attention counts every query with every key, whatever a causal
+    mask leaves of it.
+    """
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        run()
+    return defaultdict(int, {path: sum(counts.values()) for path, counts in counter.get_flop_counts().items()})
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    """Q K^T and its product with V; shapes (batch, heads, tokens, width)."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
+
+
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}  # torch counts CUDA's alone
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from subfit.errors import SubFitError
 
 SAMPLING_BATCH = 64
 BLOCK = 1 << 22  # characters of a text file that are read and tokenised at once
+EVALUATION_SEED = 1 << 32  # added to the seed, so that sampled evaluation windows are never those of a calibration
 
 
 @dataclass
@@ -60,6 +61,13 @@ class Data:
         if self.windows < 1 or self.length < 2:
             raise SubFitError(f"{self.windows} windows of {self.length} tokens: at least 1 window of 2 tokens is needed")
         return sources
+
+
+@dataclass
+class EvaluationData(Data):
+    """Where the tokens to evaluate on come from; if no source is given, held out from those of the calibration."""
+
+    windows: int = 16
 
 
 def windows(data: Data, model: Any, tokenizer: Any, seed: int, held_out: int = 0) -> tuple[Tensor, Tensor]:

@@ -1,49 +1,57 @@
 """Fits the bypasses of the selected sites, from the dense stream at once or in depth order on the compressed one."""
 
 import copy
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from subfit.bypass import Bypass
+from subfit.cache import Cache
 from subfit.calibration import Calibration
 from subfit.errors import SubFitError, blaming, where
+from subfit.evidence import Evidence, Plan, evidence_files, gather, read
 from subfit.merge import last_kept_ffn, merged, output_projection
 from subfit.modeling_subfit import Constant, Scale
-from subfit.moments import Moments
 from subfit.regression import explained_variance
 from subfit.replace import Replacement, Retrained, switched_off
 from subfit.sites import Seen, Site, watch
 from subfit.stream import ResidualStream
 
 Target = Literal["branch", "dense", "corrected"]
-Plan = dict[Site, Bypass]
 
 
 def fit_one_shot(calibration: Calibration, plan: Plan) -> list[Replacement]:
     """Fits every bypass to what its branch adds in the dense model, in one pass; returns them switched off."""
     fitted: dict[Site, Replacement] = {}
+    fit_each(calibration, plan, lambda replacement: fitted.update({replacement.site: replacement}))
+    return [fitted[site] for site in plan]
+
+
+def fit_each(calibration: Calibration, plan: Plan, done: Callable[[Replacement], None]) -> None:
+    """Fits as `fit_one_shot`, and gives each bypass to `done` as soon as it is fitted; none is kept."""
 
     def fit(site: Site, evidence: dict[str, Tensor], common: Any = None) -> None:
-        fitted[site] = _replacement(calibration.model, site, plan[site], evidence, common)
+        done(_replacement(calibration.model, site, plan[site], evidence, common))
 
     if any(bypass.reads == "previous" or bypass.needs == "layer" for bypass in plan.values()):
         raise SubFitError("a bypass that is merged into another site, or retrains a layer, needs fitting: sequential")
-    with _EvidenceFiles(calibration) as files:
+    with evidence_files(calibration) as files:
         grouped = {site for site, bypass in plan.items() if bypass.needs_group()}
-        gather(calibration, plan, lambda site, evidence: (files.put if site in grouped else fit)(site, evidence))
+
+        def keep(site: Site, evidence: dict[str, Tensor]) -> None:
+            if site in grouped:
+                files.put(site.name, evidence)
+            else:
+                fit(site, evidence)
+
+        gather(calibration, plan, keep)
         for bypass, sites in _groups(plan).items():
             common = _common_part(calibration, bypass, sites, files)
             for site in sites:
-                fit(site, files.get(site), common)
-    return [fitted[site] for site in plan]
+                fit(site, files.load(site.name), common)
 
 
 @torch.no_grad()
@@ -84,7 +92,7 @@ def fit_sequential(calibration: Calibration, plan: Plan, target: Target, correct
                     y = kept.y.float()
                     if corrects:
                         y = y + correction * (kept.h.float() - seen.h.float())
-                evidence.add(previous[batch] if site in merging else _read(bypass, seen), y)
+                evidence.add(previous[batch] if site in merging else read(bypass, seen), y)
             fitted[site] = _replacement(model, site, bypass, evidence.collect(), common.get(bypass), merging.get(site))
             fitted[site].on()
             here.append(fitted[site])
@@ -102,72 +110,6 @@ def fit_sequential(calibration: Calibration, plan: Plan, target: Target, correct
     return [fitted[site] for site in plan]
 
 
-def gather(calibration: Calibration, plan: Plan, done: Callable[[Site, dict[str, Tensor]], None]) -> None:
-    """Gives `done` what the bypass of each site of `plan` needs of the dense stream, as soon as it is complete."""
-    evidence: dict[Site, Evidence] = {}
-
-    def visit(site: Site, seen: Seen) -> None:
-        if plan[site].needs != "nothing":
-            if site not in evidence:
-                evidence[site] = Evidence(site, plan[site])
-            evidence[site].add(_read(plan[site], seen), seen.y)
-
-    def finish(site: Site) -> None:
-        done(site, evidence.pop(site).collect() if site in evidence else {})
-
-    calibration.watch_sites(plan, "fit", visit, finish)
-
-
-class Evidence:
-    """What a bypass is fitted from: the moments of what it reads and its targets, and the pairs if it needs them."""
-
-    def __init__(self, site: Site, bypass: Bypass):
-        self._bypass = bypass
-        self._width = site.width
-        self._moments: Moments | None = None
-        self._pairs: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Adds what the bypass reads in one batch, and its targets; both (windows, tokens, d)."""
-        self._moments = self._moments or Moments(self._width).to(x.device)
-        self._moments.update(x, y)
-        if self._bypass.needs == "pairs":
-            self._pairs.append((x.flatten(0, -2).clone(), y.flatten(0, -2).to(x.dtype, copy=True)))
-
-    def collect(self) -> dict[str, Tensor]:
-        """Returns the sums of `Moments.compute`, and `inputs` and `targets` (tokens, d) where pairs are needed."""
-        sums = self._moments.compute() if self._moments else {}
-        if self._pairs:
-            sums["inputs"], sums["targets"] = (torch.cat(part) for part in zip(*self._pairs, strict=True))
-        return sums
-
-
-class _EvidenceFiles:
-    """The evidence of a group's sites, on disk: however many there are, one site's is in memory."""
-
-    def __init__(self, calibration: Calibration):
-        self._device = str(calibration.device)
-
-    def __enter__(self) -> "_EvidenceFiles":
-        self._folder = tempfile.TemporaryDirectory(prefix="subfit-evidence-")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._folder.cleanup()
-
-    def put(self, site: Site, evidence: dict[str, Tensor]) -> None:
-        try:
-            save_file({name: value.contiguous() for name, value in evidence.items()}, self._path(site))
-        except (OSError, SafetensorError) as error:
-            raise SubFitError(f"cannot keep evidence in the folder for temporary files: {error}") from error
-
-    def get(self, site: Site) -> dict[str, Tensor]:
-        return load_file(self._path(site), device=self._device)
-
-    def _path(self, site: Site) -> Path:
-        return Path(self._folder.name) / f"{site.name}.safetensors"
-
-
 def _groups(plan: Plan) -> dict[Bypass, list[Site]]:
     """The sites of each bypass that has something to learn from all of them."""
     groups: dict[Bypass, list[Site]] = {}
@@ -182,14 +124,15 @@ def _common_parts(calibration: Calibration, plan: Plan) -> dict[Bypass, Any]:
     groups = _groups(plan)
     if not groups:
         return {}
-    with _EvidenceFiles(calibration) as files:
-        gather(calibration, {site: plan[site] for site in plan if plan[site] in groups}, files.put)
+    with evidence_files(calibration) as files:
+        grouped = {site: plan[site] for site in plan if plan[site] in groups}
+        gather(calibration, grouped, lambda site, evidence: files.put(site.name, evidence))
         return {bypass: _common_part(calibration, bypass, sites, files) for bypass, sites in groups.items()}
 
 
-def _common_part(calibration: Calibration, bypass: Bypass, sites: list[Site], files: "_EvidenceFiles") -> Any:
+def _common_part(calibration: Calibration, bypass: Bypass, sites: list[Site], files: Cache) -> Any:
     """What a group of sites has in common; a module is rounded to the model's data type before anything is fitted to it."""
-    common = bypass.fit_group(sites, map(files.get, sites))
+    common = bypass.fit_group(sites, (files.load(site.name) for site in sites))
     return common.to(calibration.dtype) if isinstance(common, nn.Module) else common
 
 
@@ -198,10 +141,6 @@ def _run(stream: ResidualStream, batch: slice, model: nn.Module, site: Site, unt
     with watch(model, site, until) as seen:
         stream.run(batch)
     return seen
-
-
-def _read(bypass: Bypass, seen: Seen) -> Tensor:
-    return seen.h if bypass.reads == "stream" else seen.x
 
 
 def _retrain(
@@ -229,8 +168,7 @@ def _retrain(
 def _advance(stream: ResidualStream, model: nn.Module, source: Site | None = None) -> Tensor | None:
     """Moves all tokens through the current layer; returns what the branch `source` has added, if one is given."""
     if source is None:
-        for _ in stream.advance():
-            pass
+        stream.step()
         return None
     added = torch.empty_like(stream.hidden)
     with watch(model, source) as seen:

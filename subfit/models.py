@@ -32,11 +32,8 @@ def load(
     Raises:
         SubFitError: if there is no such model, or it cannot be read.
     """
-    target = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise SubFitError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
+    target, wanted = device_of(device), dtype_of(dtype)
     model: Any
-    wanted: Any = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
         gguf = _gguf_file(name)
         if gguf is not None:
@@ -53,6 +50,22 @@ def load(
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SubFitError(f"cannot load the model {name!r}: {reason}") from error
+
+
+def device_of(name: str) -> torch.device:
+    """Returns the torch device of this name; `auto` is CUDA where there is one."""
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(name: str) -> Any:
+    """Returns the torch dtype of this name; `auto` stays as it is.
+
+    Raises:
+        SubFitError: if there is no such dtype.
+    """
+    if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
+        raise SubFitError(f"unknown dtype {name!r}; use auto, float32, bfloat16 or float16")
+    return name if name == "auto" else getattr(torch, name)
 
 
 def is_compressed(name: str) -> bool:

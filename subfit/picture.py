@@ -1,4 +1,4 @@
-"""The picture of a compression: the score of every site by depth and type, with the replaced ones marked."""
+"""Pictures: the score of every site by depth and type, and the speed of a compressed model."""
 
 from pathlib import Path
 from typing import Any
@@ -27,4 +27,29 @@ def draw_scores(record: dict[str, Any], path: Path) -> None:
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("layer")
+    figure.savefig(path, dpi=120)
+
+
+def draw_speed(result: dict[str, Any], path: Path) -> None:
+    """Writes the picture of the speed-ups in what `api.benchmark` returns, beside the ideal ones, to an image file."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    prefill, decoding = result["prefill"], result["decoding"]
+    panels = [
+        ("prefill, by tokens of the prompt", [str(entry["prompt_length"]) for entry in prefill], prefill),
+        ("decoding, by batch x context", [f"{entry['batch_size']} x {entry['context']}" for entry in decoding], decoding),
+    ]
+    panels = [panel for panel in panels if panel[2]]
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, names, entries) in zip(axes, panels, strict=True):
+        for i, speed in enumerate(entry["speedup"] for entry in entries):
+            low, high = speed["quartiles"]
+            axis.bar(i, speed["measured"], 0.6, color="#30638e", label=None if i else "measured, with quartiles")
+            axis.vlines(i, low, high, color="black")
+            axis.hlines(speed["ideal"], i - 0.4, i + 0.4, color="#d1495b", label=None if i else "what is saved allows")
+        axis.axhline(1, color="grey", linewidth=0.8)
+        axis.set_xticks(range(len(names)), names)
+        axis.set_title(title, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(loc="lower left", frameon=True)
+    axes[0].set_ylabel("times as fast as dense")
     figure.savefig(path, dpi=120)

@@ -1,10 +1,9 @@
-"""The method, as it reads in the paper: score, select, fit, replace."""
+"""The method, as it reads in the paper: score, select, fit, replace; and, if asked for, fine-tune."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -12,12 +11,15 @@ from torch import Tensor, nn
 from subfit.budget import Budget, check_sparsity
 from subfit.bypass import Bypass
 from subfit.calibration import Calibration
+from subfit.comparison import Comparison
 from subfit.costs import Unit, check_unit
 from subfit.errors import SubFitError, blaming, where
+from subfit.finetune import FineTuning, fine_tune
 from subfit.fit import Target, fit_one_shot, fit_sequential
-from subfit.quality import evaluate_logits, kv_bytes_per_token, logits_of
+from subfit.logs import Log
+from subfit.quality import kv_bytes_per_token
 from subfit.replace import Replacement, check_replaceable, finish, switched_off
-from subfit.scorer import Scorer, StreamScorer
+from subfit.scorer import Scorer, Scores, score_sites
 from subfit.selector import Selector
 from subfit.sites import Kind, Site
 
@@ -42,6 +44,7 @@ class Recipe:
             adds in the dense model; `corrected`, that and `correction` of what brings the changed stream back onto the
             dense one. In a one-shot fit the three are the same.
         correction: share of the streams' difference that the target `corrected` makes up for.
+        finetune: how the fitted bypasses are trained together afterwards; they are not, if not given.
     """
 
     scorer: Scorer
@@ -54,6 +57,7 @@ class Recipe:
     fitting: Literal["one_shot", "sequential"] = "one_shot"
     target: Target = "corrected"
     correction: float = 1.0
+    finetune: FineTuning | None = None
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
@@ -76,7 +80,13 @@ class Compression:
 
 
 def compress_model(
-    model: Any, tokens: Tensor, recipe: Recipe, *, evaluation: Tensor | None = None, batch_size: int = 8
+    model: Any,
+    tokens: Tensor,
+    recipe: Recipe,
+    *,
+    evaluation: Tensor | None = None,
+    batch_size: int = 8,
+    log: Log | None = None,
 ) -> Compression:
     """Replaces the sites of a dense model that its calibration tokens show to be least needed; in place.
 
@@ -86,24 +96,48 @@ def compress_model(
         recipe: how.
         evaluation: (windows, length), other tokens to compare the compressed model with the dense one on.
         batch_size: windows run at once.
+        log: where a fine-tuning is logged.
 
     Raises:
         SubFitError: if the model is not supported, or gives NaN, or the recipe does not fit it.
     """
     check_replaceable(model)
-    seconds: dict[str, float] = {}
     calibration = Calibration(model, tokens, batch_size)
-    before = _size(model)
+    replacements, record = fit_recipe(calibration, recipe)
+    if recipe.finetune is not None:
+        with timed(record["seconds"], "finetune"):
+            record["finetune"] = fine_tune(calibration, replacements, recipe.finetune, log or Log())
+    if evaluation is not None and len(evaluation):
+        with timed(record["seconds"], "evaluate"):
+            with switched_off(replacements):
+                comparison = Comparison(model, evaluation)
+            record["evaluation"] = comparison.measure(replacements)
+    record["size"] = sizes(model, replacements)
+    finish(model, replacements, calibration.sites)
+    return Compression(model, record)
+
+
+def fit_recipe(
+    calibration: Calibration, recipe: Recipe, score: Callable[[Calibration, Scorer], Scores] | None = None
+) -> tuple[list[Replacement], dict[str, Any]]:
+    """Scores, selects and fits as a recipe says.
+
+    Args:
+        score: what to ask for the scores instead of `score_sites`, such as one that remembers them.
+
+    Returns:
+        The replacements, switched on, and the record of all this as plain data.
+    """
+    seconds: dict[str, float] = {}
     bypasses: dict[Kind, Bypass] = {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass}
     eligible = _eligible(calibration.sites, recipe.protect)
-    with _timed(seconds, "score"), blaming(recipe.scorer):
-        scores = recipe.scorer.score(calibration)
-        _check_scores(scores, calibration.sites, recipe.scorer)
-    with _timed(seconds, "select"), blaming(recipe.selector):
+    with timed(seconds, "score"):
+        scores = (score or score_sites)(calibration, recipe.scorer)
+    with timed(seconds, "select"), blaming(recipe.selector):
         budget = Budget(calibration, bypasses, recipe.sparsity, recipe.budget)
         selected = recipe.selector.select({site: scores[site] for site in eligible}, budget, calibration)
         selected = _check_selection(selected, eligible, recipe.selector)
-    with _timed(seconds, "fit"):
+    with timed(seconds, "fit"):
         plan = _plan(selected, bypasses)
         if recipe.fitting == "one_shot":
             replacements = fit_one_shot(calibration, plan)
@@ -111,32 +145,22 @@ def compress_model(
             replacements = fit_sequential(calibration, plan, recipe.target, recipe.correction)
     for replacement in replacements:
         replacement.on()
-    record: dict[str, Any] = {
+    return replacements, {
         "scores": {site.name: score for site, score in scores.items()},
         "selected": [site.name for site in selected],
         "explained_variance": {r.site.name: r.explained for r in replacements},
+        "seconds": seconds,
     }
-    if evaluation is not None and len(evaluation):
-        with _timed(seconds, "evaluate"):
-            record["evaluation"] = _compare(model, replacements, evaluation)
-    removed = sum(replacement.removed_parameters() for replacement in replacements)
-    finish(model, replacements, calibration.sites)
+
+
+def sizes(model: Any, replacements: list[Replacement]) -> dict[str, Any]:
+    """Returns parameters and key-value bytes per token without and with the replacements, which are on, as plain data."""
+    with switched_off(replacements):
+        before = _size(model)
     after = _size(model)
+    removed = sum(replacement.removed_parameters() for replacement in replacements)
     added = after["parameters"] - before["parameters"] + removed
-    record["size"] = {"before": before, "after": after, "removed_parameters": removed, "added_parameters": added}
-    record["seconds"] = seconds
-    return Compression(model, record)
-
-
-def _compare(model: Any, replacements: list[Replacement], tokens: Tensor) -> dict[str, Any]:
-    """Evaluates the model against itself with the replacements switched off: no second copy of the weights."""
-    compressed = logits_of(model)
-
-    def dense(batch: Tensor) -> Tensor:
-        with switched_off(replacements):
-            return compressed(batch)
-
-    return evaluate_logits(compressed, tokens, dense)
+    return {"before": before, "after": after, "removed_parameters": removed, "added_parameters": added}
 
 
 def _size(model: nn.Module) -> dict[str, int]:
@@ -160,14 +184,6 @@ def _eligible(sites: list[Site], protect: list[str]) -> list[Site]:
     return [site for site in sites if site not in protected]
 
 
-def _check_scores(scores: Any, sites: list[Site], scorer: Scorer) -> None:
-    for site in sites:
-        score = scores.get(site) if isinstance(scores, dict) else None
-        if not isinstance(score, int | float) or not isfinite(score):
-            place = where(scorer, "compute" if isinstance(scorer, StreamScorer) else "score")
-            raise SubFitError(f"the scorer gives {score} for {site.name}; every site needs a finite number ({place})")
-
-
 def _check_selection(selected: list[Site], eligible: list[Site], selector: Selector) -> list[Site]:
     """Returns the selection in the order of the stream, each site once, known and not protected."""
     returned: list[Any] = list(selected) if isinstance(selected, list | tuple | set) else [selected]
@@ -188,7 +204,8 @@ def _plan(selected: list[Site], bypasses: dict[Kind, Bypass]) -> dict[Site, Bypa
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Within the context, takes the time of a stage, in seconds."""
     start = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - start, 3)

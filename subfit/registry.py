@@ -61,10 +61,10 @@ def find(kind: str, name: str) -> type:
     """
     what = INTERFACES[kind].__name__.lower()
     found = _imported(f"{what} {name!r}", lambda: _find(kind, name))
-    if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))
-        raise SubFitError(f"{name}: {found.__name__} lacks the method {missing} ({where(found)})")
     if found is not None:
+        missing = ", ".join(_missing(found))
+        if missing:
+            raise SubFitError(f"{name}: {found.__name__} lacks the method {missing} ({where(found)})")
         return found
     close = difflib.get_close_matches(name, names(kind), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -90,6 +90,14 @@ def _find(kind: str, name: str) -> type | None:
         if entry.name == name:
             return entry.load()
     return _class_in(kind, importlib.import_module(f"strategies.{kind}.{name}"), "") if name in names(kind) else None
+
+
+def _missing(found: type) -> list[str]:
+    """The methods that a strategy must define, and does not."""
+    if issubclass(found, Bypass):
+        needed = "fit_layer" if found.needs == "layer" else "fit"
+        return [needed] if getattr(found, needed) is getattr(Bypass, needed) else []
+    return sorted(getattr(found, "__abstractmethods__", ()))
 
 
 def _imported(what: str, load: Callable[[], Any]) -> Any:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-12  # what centring leaves of a constant, as a share of its mean square, is less
+
 
 @dataclass(frozen=True)
 class Centred:
@@ -17,7 +19,7 @@ class Centred:
     Attributes:
         mean_x, mean_y: (d).
         xx: (d, d), the covariance of the inputs.  xy: (d, d), the covariance of inputs with targets.
-        yy: the total variance of the targets, a sum over dimensions.
+        yy: the total variance of the targets, a sum over dimensions; 0 if they are constant, to the precision of their sums.
     """
 
     mean_x: Tensor
@@ -30,12 +32,14 @@ class Centred:
 def centre(sums: dict[str, Tensor]) -> Centred:
     """Turns the sums of `Moments.compute` into means and covariances."""
     n, x, y = sums["n"], sums["x"] / sums["n"], sums["y"] / sums["n"]
+    square = sums["yy"] / n
+    variance = square - y @ y
     return Centred(
         mean_x=x,
         mean_y=y,
         xx=sums["xx"] / n - torch.outer(x, x),
         xy=sums["xy"] / n - torch.outer(x, y),
-        yy=sums["yy"] / n - y @ y,
+        yy=torch.where(variance > ROUNDING * square, variance, 0.0),
     )
 
 
@@ -75,6 +79,8 @@ def reduced_rank(c: Centred, rank: int, ridge: float) -> tuple[Tensor, Tensor]:
     Reduced-rank regression (Izenman 1975): truncation in the metric of the inputs, not of W itself.
     """
     t = whitener(ridged(c.xx, ridge))
+    if rank >= len(c.mean_x):  # nothing to truncate
+        return t @ (t.T @ c.xy), torch.eye(len(c.mean_x), dtype=t.dtype, device=t.device)
     return factors(t, t.T @ c.xy, rank)
 
 
@@ -115,7 +121,10 @@ def project(c: Centred, a: Tensor) -> Centred:
 
 
 def explained_variance(sums: dict[str, Tensor], linear_map: Tensor, bias: Tensor) -> float:
-    """R^2 of x W + b over the tokens of `sums`; negative where the mean of the targets predicts better."""
+    """R^2 of x W + b over the tokens of `sums`; negative where the mean of the targets predicts better.
+
+    It is NaN where the targets are constant, as there is nothing to explain.
+    """
     c = centre(sums)
     offset = c.mean_y - c.mean_x @ linear_map - bias
     error = c.yy - 2 * (linear_map * c.xy).sum() + ((c.xx @ linear_map) * linear_map).sum() + offset @ offset
@@ -130,7 +139,7 @@ def uncentred(sums: dict[str, Tensor]) -> Centred:
 
 def varying(c: Centred) -> Tensor:
     """Which inputs (d) are not constant, to the precision of their sums."""
-    return c.xx.diagonal() > 1e-12 * c.mean_x.square()
+    return c.xx.diagonal() > ROUNDING * c.mean_x.square()
 
 
 def scalar_weight(c: Centred, ridge: float) -> Tensor:

@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from subfit.bypass import Reads
 from subfit.errors import SubFitError
 from subfit.modeling_subfit import Shared, Zero, compressed_class, describe, stand_in
-from subfit.sites import Site
+from subfit.sites import Site, decoder_layers
 
 
 class Replacement:
@@ -28,6 +28,7 @@ class Replacement:
         merged: modules elsewhere in the model, by path, that do the bypass's work; nothing is left at the site.
 
     Attributes:
+        first_layer: index of the first decoder layer that it changes.
         explained: share of the targets' variance that the fit explains, if known.
     """
 
@@ -56,6 +57,8 @@ class Replacement:
         self._old = {path: model.get_submodule(path) for path in self._new}
         self._new.update(merged or {})
         self._kept = {path: model.get_submodule(path) for path in merged or {}}
+        root, _ = decoder_layers(model)
+        self.first_layer = min(int(path.removeprefix(f"{root}.").split(".")[0]) for path in self._new)
 
     def on(self) -> None:
         """Puts the bypass in the place of the branch."""
@@ -88,7 +91,7 @@ class Retrained(Replacement):
         weight = next(layer.parameters())
         trained = trained.to(weight.device, weight.dtype).requires_grad_(False)
         path = next(path for path, module in model.named_modules() if module is layer)
-        self.model, self.site, self.skipped_norms = model, site, []
+        self.model, self.site, self.skipped_norms, self.first_layer = model, site, [], site.layer
         self.bypass = trained
         self._new, self._old, self._kept = {path: trained}, {path: layer}, {}
 

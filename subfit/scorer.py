@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from subfit.errors import SubFitError, blaming, where
 from subfit.sites import Site
 
 if TYPE_CHECKING:
     from subfit.calibration import Calibration
+
+Scores = dict[Site, float]
 
 
 class Scorer(ABC):
@@ -70,3 +74,19 @@ class TokenMean(StreamScorer):
 
     def compute(self) -> Tensor:
         return self.total / self.tokens
+
+
+def score_sites(calibration: Calibration, scorer: Scorer) -> Scores:
+    """Returns the score of every site.
+
+    Raises:
+        SubFitError: if one has none, or one that is not a finite number.
+    """
+    with blaming(scorer):
+        scores = scorer.score(calibration)
+    for site in calibration.sites:
+        score = scores.get(site) if isinstance(scores, dict) else None
+        if not isinstance(score, int | float) or not isfinite(score):
+            place = where(scorer, "compute" if isinstance(scorer, StreamScorer) else "score")
+            raise SubFitError(f"the scorer gives {score} for {site.name}; every site needs a finite number ({place})")
+    return scores

@@ -98,6 +98,11 @@ class ResidualStream:
         with self._standing_in([_PassThrough(layer, self.hidden[batch]) for layer in self.layers]):
             return self.model(self.tokens[batch], use_cache=False).logits
 
+    def step(self) -> None:
+        """Moves all tokens through the current layer."""
+        for _ in self.advance():
+            pass
+
     def advance(self) -> Iterator[slice]:
         """Moves all tokens through the current layer; yields each batch once it was run, for who watches the layer.
 

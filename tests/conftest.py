@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokeniz
 from subfit import registry
 from subfit.pipeline import Recipe
 from subfit.selector import Selector
+from subfit.sites import KINDS
 
 VOCABULARY = 101
 SMALL = {
@@ -68,6 +69,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def names_of(*layers: int) -> list[str]:
+    """Returns the names of both sites of some layers, in the order of the stream."""
+    return [f"{kind}.{layer}" for layer in layers for kind in KINDS]
 
 
 class Given(Selector):

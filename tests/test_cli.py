@@ -9,6 +9,7 @@ import time
 import pytest
 import yaml
 from safetensors.torch import load_file
+from words import rows as task_rows
 
 from subfit.cli import main
 
@@ -21,6 +22,19 @@ def test_help_is_fast_and_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("False\n") and "compress" in done.stdout, done.stderr
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("write", ["print('x')", "print('x' * 100_000)", "rich.print('x')"])
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_stops_is_no_error(write, buffered):
+    """As in `subfit list | true`; with a command that imports little."""
+    command = f"import sys, types, rich\ndef run(arguments):\n    {write}\n    return 0\n"
+    replaced = "sys.modules['subfit.commands.list'] = types.SimpleNamespace(run=run)\n"
+    code = f"{command}{replaced}from subfit.cli import main\nsys.exit(main(['list']))"
+    options = [] if buffered else ["-u"]
+    process = subprocess.Popen([sys.executable, *options, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
 
 
 def test_compress_evaluate_and_reproduce(subfit, model_folder, text_file, tmp_path):
@@ -41,15 +55,41 @@ def test_compress_evaluate_and_reproduce(subfit, model_folder, text_file, tmp_pa
     for file in ("config.json", "modeling_subfit.py", "scores.png", "tokenizer.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
-    evaluated = subfit(
-        "evaluate", "one", "--reference", model_folder, "--data", text_file, "--windows", 3, "--length", 32, "--json"
-    )
+    (tmp_path / "toy.jsonl").write_text("\n".join(json.dumps(row) for row in task_rows(9)))
+    texts = ["--data", f"one={text_file}", text_file, "--in_domain", "one", "--windows", 3, "--length", 32, "--stride", 8]
+    asked = ["evaluate", "one", "--reference", model_folder, *texts, "--tasks", "toy.jsonl", "--items", 8]
+    evaluated = subfit(*asked, "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     found = json.loads(evaluated.stdout)
-    assert found["tokens"] == 3 * 31 and 0 <= found["agreement"] <= 1 and found["kl"] >= 0
+    one, text = found["texts"]["one"], found["texts"]["text"]
+    assert one | {"in_domain": False} == text and one["in_domain"] and one["tokens"] == 31 + 2 * 8
+    assert 0 <= one["agreement"] <= 1 and one["kl"] >= 0 and one["bits_per_byte"] > 0
+    for name in ("perplexity", "perplexity_ratio"):
+        assert one[f"{name}_interval"][0] <= one[name] <= one[f"{name}_interval"][1]
+    task = found["tasks"]["toy"]
+    assert task["items"] == 8 and task["difference"] == pytest.approx(task["acc_norm"] - task["reference_acc_norm"])
+    assert found["tasks_mean"]["accuracy"] == task["acc_norm"] and found["calibration"]["windows"] == 6
     assert found["kv_bytes_per_token"] == record["size"]["after"]["kv_bytes_per_token"]
-    shown = subfit("evaluate", "one", "--windows", 2, "--length", 16)  # sampled from itself
-    assert shown.returncode == 0 and "perplexity" in shown.stdout, shown.stderr
+    assert "one:" in evaluated.stderr and "toy:" in evaluated.stderr  # progress
+
+
+def test_evaluate_shows_tables(model_folder, text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.jsonl").write_text("\n".join(json.dumps(row) for row in task_rows(5)))
+    (tmp_path / "greedy.jsonl").write_text(json.dumps({"context": "a", "continuation": "b"}))
+    model = str(model_folder)
+    assert main(["evaluate", model, "--windows", "2", "--length", "16"]) == 0
+    sampled = capsys.readouterr().out
+    assert "self" in sampled and "bits per byte" in sampled and "KL" not in sampled and "zero-shot" not in sampled
+    assert main(["evaluate", model, "--tasks", "toy.jsonl", "greedy.jsonl"]) == 0
+    alone = capsys.readouterr().out
+    assert "toy" in alone and "mean " in alone and "perplexity" not in alone and "retained" not in alone
+    assert (
+        main(["evaluate", model, "--reference", model, "--data", str(text_file), "--tasks", "toy.jsonl", "--length", "9"])
+        == 0
+    )
+    beside = capsys.readouterr().out
+    assert "1 [1, 1]" in beside and "100.0%" in beside and "0.0 ±0.0" in beside and "above chance" in beside
 
 
 def test_self_sampled_runs_with_one_seed_are_equal_and_with_another_are_not(subfit, model_folder, tmp_path):
@@ -120,6 +160,12 @@ def test_list(capsys):
         (["compress", "--model", "nobody/nothing"], "cannot load the model 'nobody/nothing'"),
         (["evaluate", "."], "cannot load the model '.'"),
         (["evaluate", "{model}", "--windows", "0"], "at least 1 window"),
+        (["evaluate", "{model}", "--data", "x=missing.txt"], "text file missing.txt does not exist"),
+        (["evaluate", "{model}", "--data", "short.txt", "a/short.txt"], "two texts are called 'short'; give them names"),
+        (["evaluate", "{model}", "--data", "a=short.txt", "--in_domain", "b"], "there is no text 'b'; the texts are a"),
+        (["evaluate", "{model}", "--stride", "3", "--length", "2"], "the stride is 3; it must be at least 1 and at most"),
+        (["evaluate", "{model}", "--tasks", "missing.jsonl"], "cannot read the task file missing.jsonl: No such file"),
+        (["evaluate", "{model}", "--tasks", "a.jsonl", "--items", "0"], "items is 0; it must be at least 1"),
         (["list", "toys"], "unknown kind of strategy 'toys'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

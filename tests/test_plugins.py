@@ -72,6 +72,13 @@ BAD = {
     "a syntax error": ("scorer", "class Mine(Scorer):", "class Mine(Scorer:", 3, "SyntaxError"),
     "a missing method": ("scorer", "def score", "def scores", 3, "Mine lacks the method score"),
     "a missing fit": ("attention_bypass", "def fit", "def fits", 4, "Mine lacks the method fit"),
+    "a missing fit of a layer": (
+        "attention_bypass",
+        "s Mine(Bypass):",
+        "s Mine(Bypass):\n    needs = 'layer'",
+        4,
+        "method fit_layer",
+    ),
     "an error while scoring": ("scorer", "float(site.layer)", "1 / site.layer", 5, "ZeroDivisionError"),
     "a NaN": ("scorer", "float(site.layer)", "float('nan')", 4, "gives nan for attention.0"),
     "no mapping": ("scorer", "return {", "return 1 or {", 4, "gives None for attention.0"),

@@ -1,3 +1,5 @@
+from math import log
+
 import pytest
 import torch
 from conftest import tiny_model, tiny_tokens
@@ -5,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from subfit.errors import SubFitError
-from subfit.quality import evaluate_logits, kv_bytes_per_token, logits_of
+from subfit.quality import evaluate_logits, kv_bytes_per_token, logits_of, window_sums
 
 
 def naive(logits, reference, tokens):
@@ -33,6 +35,28 @@ def test_equals_a_naive_loop(windows, length, batch):
         assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6)
     assert found["tokens"] == windows * (length - 1)
     assert found["perplexity_ratio"] == pytest.approx(found["perplexity"] / found["reference_perplexity"])
+
+
+@pytest.mark.parametrize("windows", [1, 5])
+def test_sums_over_windows_count_from_where_they_should(windows):
+    model, other, tokens = tiny_model(), tiny_model("qwen2"), tiny_tokens(windows, 9)
+    first = torch.arange(1, windows + 1)
+    found = window_sums(logits_of(model), tokens, logits_of(other), 2, first=first)
+    alone = window_sums(logits_of(model), tokens, batch_size=3, first=first)
+    assert set(alone) == {"tokens", "nll"} and alone["tokens"].tolist() == [8 - i for i in range(windows)]
+    torch.testing.assert_close(alone["nll"], found["nll"])
+    for row, start in enumerate(first.tolist()):
+        with torch.no_grad():
+            logits = [m(tokens[row : row + 1]).logits[:, start - 1 :] for m in (model, other)]
+        expected = naive(*logits, tokens[row : row + 1, start - 1 :])
+        assert float(found["nll"][row] / found["tokens"][row]) == pytest.approx(log(expected["perplexity"]), rel=1e-4)
+        assert float(found["agreed"][row] / found["tokens"][row]) == pytest.approx(expected["agreement"])
+        assert float(found["divergence"][row] / found["tokens"][row]) == pytest.approx(expected["kl"], rel=1e-4)
+
+
+def test_no_window_is_an_error():
+    with pytest.raises(SubFitError, match="no window"):
+        window_sums(lambda _: torch.zeros(0), torch.zeros(0, 4, dtype=torch.long))
 
 
 def test_a_model_agrees_with_itself():

@@ -1,5 +1,6 @@
 """What the README shows is run: every command, and the Python."""
 
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -16,19 +18,30 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOT
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.replace("\\\n", " ").splitlines() if line]
 LESS = {  # the same work on fewer and shorter windows
     "compress": "--calibration.windows 4 --calibration.length 32 --evaluation.windows 1 --dtype bfloat16",
-    "evaluate": "--windows 1 --length 32 --dtype bfloat16",
+    "evaluate": "--windows 2 --length 32 --stride 16 --dtype bfloat16",
+    "benchmark": "--prompt_lengths 32 --contexts 16 --batch_sizes 1 --new_tokens 4 --repeats 2 --warmup 1 --dtype bfloat16",
     "list": "",
+    "ablate": "",
+    "report": "",
 }
 
 
 LESS_TRIED = "--scorer.length 16 --selector.length 16 --selector.rounds 2 --selector.pool 1.2"
 
+LESS_TRAINED = "--finetune.trainer.max_steps 2"
+
 
 @pytest.mark.real
 def test_every_command_in_their_order(tmp_path):
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
-    for name in ("valid.txt", "test.txt"):
+    for name in ("valid.txt", "test.txt", "narrative.txt"):
         (tmp_path / name).write_text("".join(f"The square of {i} is {i * i}.\n" for i in range(400)))
+    rows = [{"query": f"The square of {i} is", "choices": [f"{i * i}.", f"{i}."], "gold": 0} for i in range(2, 9)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (grid,) = (yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml")
+    grid["options"] |= {"dtype": "bfloat16", "calibration": {"path": "valid.txt", "windows": 4, "length": 32}}
+    grid["options"]["evaluation"]["windows"] = grid["texts"]["narrative"]["windows"] = 1
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     ran = []
     for command in COMMANDS:
@@ -37,14 +50,14 @@ def test_every_command_in_their_order(tmp_path):
             done = subprocess.run([program, "--dry-run", verb], cwd=ROOT, capture_output=True, text=True)
         else:
             assert program == "subfit"
-            line = f"{command} {LESS[verb]} {LESS_TRIED if 'best.yaml' in command else ''}"
+            fewer = f"{LESS_TRIED if 'best.yaml' in command else ''} {LESS_TRAINED if '--finetune' in command else ''}"
+            line = f"{command} {LESS[verb]} {fewer}"
             env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
             done = subprocess.run(shlex.split(line), cwd=tmp_path, capture_output=True, text=True, timeout=600, env=env)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         ran.append((program, verb))
-    assert {("make", "demo"), ("make", "test"), ("subfit", "compress"), ("subfit", "evaluate"), ("subfit", "list")} <= set(
-        ran
-    )
+    assert {("make", "demo"), ("make", "test"), *(("subfit", verb) for verb in LESS)} <= set(ran)
+    assert (tmp_path / "page" / "report.html").stat().st_size > 10_000
 
 
 def test_the_python_shown(tmp_path, model_folder, text_file, monkeypatch):

@@ -5,33 +5,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import D, pairs, sums
 
 from subfit import regression
-from subfit.moments import Moments
-
-D = 12
-
-
-def pairs(tokens=400, seed=0, noise=0.3):
-    """Inputs of very different sizes and correlated, with a mean, and targets that depend on them."""
-    rng = np.random.default_rng(seed)
-    mixed = rng.normal(size=(tokens, D)) @ (np.eye(D) + 0.2 * rng.normal(size=(D, D)))
-    x = mixed * np.logspace(-2, 2, D) + rng.normal(size=D) * 5
-    y = x @ rng.normal(size=(D, D)) / 10 + noise * rng.normal(size=(tokens, D)) + 3
-    return x, y
-
-
-def sums(x, y, w=None):
-    moments = Moments(D)
-    moments.update(*(torch.from_numpy(np.asarray(t)) for t in ((x, y) if w is None else (x, y, w))))
-    return moments.compute()
 
 
 def centred(x, y):
     return regression.centre(sums(x, y))
 
 
-def lstsq(x, y):
+def affine(x, y):
+    """The least-squares map, and below it the bias."""
     return np.linalg.lstsq(np.c_[x, np.ones(len(x))], y, rcond=None)[0]
 
 
@@ -48,7 +32,7 @@ def test_linear_equals_lstsq(seed):
     c = centred(x, y)
     weight = regression.least_squares(c, ridge=0.0).numpy()
     bias = c.mean_y.numpy() - c.mean_x.numpy() @ weight
-    expected = lstsq(x, y)
+    expected = affine(x, y)
     assert np.linalg.norm(weight - expected[:-1]) < 1e-6 * np.linalg.norm(expected[:-1])
     assert np.linalg.norm(bias - expected[-1]) < 1e-6 * np.linalg.norm(expected[-1])
 
@@ -80,14 +64,14 @@ def test_fewer_tokens_than_dimensions_give_the_predictions_of_lstsq(tokens):
     c = centred(x, y)
     weight = regression.least_squares(c, ridge=0.0).numpy()
     predicted = (x - x.mean(0)) @ weight + y.mean(0)
-    np.testing.assert_allclose(predicted, np.c_[x, np.ones(len(x))] @ lstsq(x, y), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(predicted, np.c_[x, np.ones(len(x))] @ affine(x, y), rtol=1e-5, atol=1e-5)
 
 
 def test_constant_and_repeated_features():
     x, y = pairs()
     x[:, 3], x[:, 5] = 7.0, x[:, 4]
     weight = regression.least_squares(centred(x, y), ridge=0.0).numpy()
-    expected = np.c_[x, np.ones(len(x))] @ lstsq(x, y)
+    expected = np.c_[x, np.ones(len(x))] @ affine(x, y)
     np.testing.assert_allclose((x - x.mean(0)) @ weight + y.mean(0), expected, rtol=1e-6, atol=1e-6)
     nothing = regression.least_squares(centred(np.ones_like(x), y), ridge=1e-4)
     assert torch.equal(nothing, torch.zeros(D, D, dtype=torch.float64))
@@ -98,7 +82,7 @@ def test_reduced_rank_reaches_the_loss_of_projecting_the_full_fit(rank):
     x, y = pairs()
     a, b = (t.numpy() for t in regression.reduced_rank(centred(x, y), rank, ridge=0.0))
     assert a.shape == (D, rank) and b.shape == (rank, D)
-    full = lstsq(x, y)[:-1]
+    full = affine(x, y)[:-1]
     fitted = (x - x.mean(0)) @ full
     directions = np.linalg.svd(fitted, full_matrices=False)[2][:rank]  # reduced-rank regression, from the fitted values
     expected = loss(x, y, full @ directions.T @ directions)
@@ -123,7 +107,7 @@ def test_a_shared_basis_reaches_the_loss_of_joint_reduced_rank_regression():
     for y in targets:
         found += loss(x, y, (basis @ regression.least_squares(regression.project(centred(x, y), basis), ridge=0.0)).numpy())
     both = np.concatenate(targets, axis=1)
-    full = lstsq(x, both)[:-1]
+    full = affine(x, both)[:-1]
     directions = np.linalg.svd((x - x.mean(0)) @ full, full_matrices=False)[2][:4]
     assert found == pytest.approx(loss(x, both, full @ directions.T @ directions), rel=1e-6)
 
@@ -132,7 +116,7 @@ def test_output_maps_from_a_basis_are_least_squares_on_the_projected_inputs():
     x, y = pairs()
     basis = torch.randn(D, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weight = regression.least_squares(regression.project(centred(x, y), basis), ridge=0.0).numpy()
-    np.testing.assert_allclose(weight, lstsq(x @ basis.numpy(), y)[:-1], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(weight, affine(x @ basis.numpy(), y)[:-1], rtol=1e-6, atol=1e-9)
 
 
 def test_explained_variance_equals_that_of_the_residuals():
@@ -142,3 +126,19 @@ def test_explained_variance_equals_that_of_the_residuals():
     expected = 1 - ((y - x @ weight - bias) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
     found = regression.explained_variance(sums(x, y), torch.from_numpy(weight), torch.from_numpy(bias))
     assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_constant_targets_have_no_variance_to_explain():
+    x, y = pairs(tokens=10_000)
+    constant = np.tile(1e4 * np.random.default_rng(0).normal(size=D), (len(x), 1))
+    given, bias = sums(x, constant), torch.from_numpy(constant[0])
+    mean = given["y"] / len(x)
+    assert given["yy"] / len(x) - mean @ mean > 0  # the sums are rounded
+    assert regression.centre(given).yy == 0
+    assert np.isnan(regression.explained_variance(given, torch.zeros(D, D, dtype=torch.float64), bias))
+    almost = sums(x, constant + 0.1 * (y - y.mean(0)))
+    assert regression.centre(almost).yy == pytest.approx(0.01 * y.var(0).sum(), rel=1e-3)
+    alone, beside = (
+        regression.shared_basis(iter(sites), 3, 0.0) for sites in ([centred(x, y)], [centred(x, y), centred(x, constant)])
+    )
+    torch.testing.assert_close(beside, alone)

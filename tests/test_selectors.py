@@ -1,5 +1,8 @@
 from itertools import combinations
+from types import SimpleNamespace
 
+import numpy as np
+import pairs
 import pytest
 import torch
 from conftest import recipe, tiny_model, tiny_tokens
@@ -138,6 +141,20 @@ def test_the_integer_programme_is_optimal_under_several_budgets(per_type, calibr
 
     found = selector("integer_programme", also={"kv_bytes": 0.6}, per_type=per_type).select(scores, budget, calibration)
     assert set(found) == brute_force(scores, allowed)
+
+
+def test_the_integer_programme_is_optimal_to_the_last_digit():
+    rng = np.random.default_rng(7)
+    saved = rng.integers(500, 1000, 100)
+    cost = saved + rng.uniform(0, 20, 100)  # many selections are nearly as good as the best
+    goal = int(saved.sum() * 0.25)
+    least = np.r_[0.0, np.full(saved.sum(), np.inf)]  # the least cost for each sum of what is saved
+    for c, s in zip(cost, saved, strict=True):
+        least[s:] = np.minimum(least[s:], least[:-s] + c)
+    sites = [pairs.site(layer) for layer in range(100)]
+    budget = SimpleNamespace(savings=lambda: dict(zip(sites, map(float, saved), strict=True)), goal=lambda *kinds: goal)
+    found = selector("integer_programme").select(dict(zip(sites, cost, strict=True)), budget, None)
+    assert sum(cost[s.layer] for s in found) == pytest.approx(least[goal:].min(), rel=1e-9)
 
 
 def test_weights_of_the_types_shift_a_global_ranking(calibration, scores):

@@ -37,9 +37,6 @@ class DecoderLayer(Bypass):
     def parameters(self, sites) -> int:
         return sum(site.parameters for site in sites)
 
-    def fit(self, site, moments, common):
-        raise SubFitError("decoder_layer is not fitted to a site alone; it takes the place of a whole layer")
-
     def fit_layer(self, layer, run, inputs, targets) -> nn.Module:
         scale = targets.float().square().mean()
 

@@ -2,11 +2,9 @@
 
 from typing import Literal
 
-import torch
 from torch import nn
 
-from subfit.bypass import Bypass
-from subfit.modeling_subfit import Scale
+from subfit.bypass import Bypass, scale_layer
 from subfit.regression import centre, diagonal_weights
 
 
@@ -28,8 +26,4 @@ class Diagonal(Bypass):
     def fit(self, site, moments, common) -> nn.Module:
         c = centre(moments)
         weight = diagonal_weights(c, self.ridge)
-        module = Scale(site.width, site.width).to(weight.device)
-        with torch.no_grad():
-            module.weight.copy_(weight)
-            module.bias.copy_(c.mean_y - c.mean_x * weight)
-        return module
+        return scale_layer(weight, c.mean_y - c.mean_x * weight)

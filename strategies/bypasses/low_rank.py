@@ -11,6 +11,8 @@ from subfit.regression import centre, reduced_rank
 class LowRank(Bypass):
     """x A B + b by reduced-rank regression, SubFit's bypass for Attention (arXiv 2606.02559).
 
+    From half of the width on, A and B together are larger than their product: then that takes their place.
+
     Args:
         rank: columns of A, or `auto`: as many as `share` allows.
         share: added parameters as a share of the removed ones, for rank `auto`.
@@ -31,12 +33,16 @@ class LowRank(Bypass):
         self.reads = reads
 
     def parameters(self, sites) -> int:
-        return sum(site.width * (2 * self._rank(site) + 1) for site in sites)
+        return sum(site.width * (min(2 * self._rank(site), site.width) + 1) for site in sites)
 
     def fit(self, site, moments, common) -> nn.Module:
-        c = centre(moments)
-        a, b = reduced_rank(c, self._rank(site), self.ridge)
-        return nn.Sequential(linear_layer(a), linear_layer(b, c.mean_y - c.mean_x @ a @ b))
+        c, rank = centre(moments), self._rank(site)
+        a, b = reduced_rank(c, rank, self.ridge)
+        bias = c.mean_y - c.mean_x @ a @ b
+        if 2 * rank >= site.width:
+            return linear_layer(a @ b, bias)
+        return nn.Sequential(linear_layer(a), linear_layer(b, bias))
 
     def _rank(self, site) -> int:
-        return rank_for(self.rank, self.share * site.parameters, site.width, 2 * site.width, site.width)
+        rank = rank_for(self.rank, self.share * site.parameters, site.width, 2 * site.width, site.width)
+        return site.width if self.rank == "auto" and 2 * rank >= site.width else rank

@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-import torch
 from torch import nn
 
-from subfit.bypass import Bypass, linear_layer, rank_for
-from subfit.modeling_subfit import Scale, Sum
+from subfit.bypass import Bypass, linear_layer, rank_for, scale_layer
+from subfit.modeling_subfit import Sum
 from subfit.regression import centre, diagonal_and_low_rank
 
 
@@ -41,10 +40,7 @@ class LowRankDiagonal(Bypass):
     def fit(self, site, moments, common) -> nn.Module:
         c = centre(moments)
         weight, a, b = diagonal_and_low_rank(c, self._rank(site), self.ridge, self.alternations)
-        scale = Scale(site.width, site.width).to(weight.device)
-        with torch.no_grad():
-            scale.weight.copy_(weight)
-            scale.bias.copy_(c.mean_y - c.mean_x * weight - c.mean_x @ a @ b)
+        scale = scale_layer(weight, c.mean_y - c.mean_x * weight - c.mean_x @ a @ b)
         return Sum(scale, nn.Sequential(linear_layer(a), linear_layer(b)))
 
     def _rank(self, site) -> int:

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from subfit.bypass import Bypass, linear_layer, rank_for
 from subfit.regression import centre, least_squares, project, shared_basis
@@ -13,7 +14,8 @@ class SharedLowRank(Bypass):
 
     The shared part is paid once, so that the rank can be higher at the same number of added parameters. How the paper finds
     A is not public; here it is the basis from which all sites together are best predicted (`regression.shared_basis`), and
-    each B_i is the least-squares map from it.
+    each B_i is the least-squares map from it. Where all factors together are larger than their products, these take their
+    place, and nothing is shared.
 
     Args:
         rank: columns of A, or `auto`: as many as `share` allows.
@@ -35,18 +37,33 @@ class SharedLowRank(Bypass):
         self.reads = reads
 
     def parameters(self, sites) -> int:
-        return sites[0].width * (self._rank(sites) * (1 + len(sites)) + len(sites)) if sites else 0
+        if not sites:
+            return 0
+        width, rank = sites[0].width, self._rank(sites)
+        return width * (min(rank * (1 + len(sites)), width * len(sites)) + len(sites))
 
-    def fit_group(self, sites, moments) -> nn.Linear:
-        return linear_layer(shared_basis(map(centre, moments), self._rank(sites), self.ridge))
+    def fit_group(self, sites, moments) -> nn.Linear | Tensor:
+        rank, width = self._rank(sites), sites[0].width
+        if rank == width:
+            return torch.eye(width, dtype=torch.float64)
+        basis = shared_basis(map(centre, moments), rank, self.ridge)
+        return basis if self._multiplied(rank, sites) else linear_layer(basis)
 
-    def fit(self, site, moments, common: nn.Linear) -> nn.Module:
-        basis = common.weight.detach().double().T
+    def fit(self, site, moments, common: nn.Linear | Tensor) -> nn.Module:
+        basis = (common if isinstance(common, Tensor) else common.weight.detach().double().T).to(moments["xx"].device)
         c = project(centre(moments), basis)
         weight = least_squares(c, self.ridge)
-        return nn.Sequential(common, linear_layer(weight, c.mean_y - c.mean_x @ weight))
+        bias = c.mean_y - c.mean_x @ weight
+        if isinstance(common, Tensor):
+            return linear_layer(basis @ weight, bias)
+        return nn.Sequential(common, linear_layer(weight, bias))
 
     def _rank(self, sites) -> int:
         allowance = self.share * sum(site.parameters for site in sites)
         width, count = sites[0].width, len(sites)
-        return rank_for(self.rank, allowance, width * count, width * (1 + count), width)
+        rank = rank_for(self.rank, allowance, width * count, width * (1 + count), width)
+        return width if self.rank == "auto" and self._multiplied(rank, sites) else rank
+
+    def _multiplied(self, rank: int, sites) -> bool:
+        """Whether the products of the factors are smaller than the factors."""
+        return rank * (1 + len(sites)) >= sites[0].width * len(sites)

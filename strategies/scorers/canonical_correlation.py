@@ -1,7 +1,5 @@
 """How far the residual stream after a site is from a linear map of the one before it."""
 
-import torch
-
 from subfit.errors import SubFitError
 from subfit.moments import Moments
 from subfit.regression import centre, ridged, whitener
@@ -45,8 +43,8 @@ class CanonicalCorrelation(Scorer):
             before, after = (centre(m.compute()) for m in moments.pop(site))
             noise = ridged(before.xx, self.ridge) - before.xx
             left, right = whitener(before.xx + noise), whitener(after.xx + noise)
-            correlations = torch.linalg.svdvals(left.T @ (before.xy + noise) @ right)
-            scores[site] = float((1 - correlations.square().clamp(0, 1)).sum())
+            whitened = left.T @ (before.xy + noise) @ right  # its singular values are the canonical correlations
+            scores[site] = max(0.0, min(whitened.shape) - float(whitened.square().sum()))
 
         calibration.watch_sites(calibration.sites, "score", visit, done)
         return scores

@@ -5,7 +5,7 @@ from typing import Any
 
 from subfit import registry
 from subfit.errors import SubFitError
-from subfit.fit import fit_one_shot
+from subfit.fit import fit_each
 from subfit.scorer import Scorer
 
 
@@ -14,7 +14,8 @@ class ExplainedVariance(Scorer):
 
         score = 1 - R^2
 
-    It is dominated by massive activations where there are any, and does not see how much a site adds.
+    It is dominated by massive activations where there are any, and does not see how much a site adds. One site's bypass is
+    held at a time.
 
     Args:
         bypass: what is fitted, made of linear pieces: a name, or a mapping with `class_path` and `init_args`.
@@ -25,9 +26,12 @@ class ExplainedVariance(Scorer):
 
     def score(self, calibration):
         scores = {}
-        for replacement in fit_one_shot(calibration, dict.fromkeys(calibration.sites, self.bypass)):
+
+        def done(replacement):
             if replacement.explained is None:
                 name = type(self.bypass).__name__
                 raise SubFitError(f"explained_variance: {name} is not a fitted linear map; use linear or low_rank, say")
             scores[replacement.site] = 0.0 if isnan(replacement.explained) else 1 - replacement.explained
+
+        fit_each(calibration, dict.fromkeys(calibration.sites, self.bypass), done)
         return scores

@@ -1,25 +1,30 @@
 """Several scorers fused into one ranking."""
 
+from math import fsum
 from typing import Any
+
+from scipy.stats import rankdata
 
 from subfit import registry
 from subfit.errors import SubFitError
-from subfit.scorer import Scorer
+from subfit.scorer import Scorer, score_sites
+from subfit.sites import KINDS
 
 
 class RankFusion(Scorer):
     """Weighted mean of the ranks that other scorers give, within each type (after Strategic Fusion, arXiv 2501.03273).
 
-        score = mean over scorers of  rank,  from 0 for the lowest of its type to 1 for the highest
+        score = weighted mean over scorers of  rank,  from 0 for the lowest of its type to 1 for the highest
 
-    Equal scores share the mean of their ranks. The paper learns how to fuse; a mean of ranks needs nothing to learn from.
+    Equal scores share the mean of their ranks; the order of the scorers does not matter. The paper fuses by linear
+    regression or a random forest; a mean of ranks needs nothing to learn from.
 
     Args:
         scorers: what is fused: names, or mappings with `class_path` and `init_args`.
         weights: of each scorer in the mean; equal if not given.
 
     Raises:
-        SubFitError: if there is no scorer, or the weights do not fit.
+        SubFitError: if there is no scorer, or the weights do not fit, or a scorer does not give every site a finite number.
     """
 
     def __init__(self, scorers: list[str | dict[str, Any]], weights: list[float] | None = None):
@@ -32,11 +37,12 @@ class RankFusion(Scorer):
         self.weights = weights
 
     def score(self, calibration):
+        given = [score_sites(calibration, scorer) for scorer in self.scorers]
         fused = dict.fromkeys(calibration.sites, 0.0)
-        for scorer, weight in zip(self.scorers, self.weights, strict=True):
-            scores = scorer.score(calibration)
-            for site in fused:
-                rivals = [scores[other] for other in fused if other.kind == site.kind and other != site]
-                beaten = sum((rival < scores[site]) + (rival == scores[site]) / 2 for rival in rivals)
-                fused[site] += weight / sum(self.weights) * beaten / max(len(rivals), 1)
+        for kind in KINDS:
+            sites = [site for site in fused if site.kind == kind]
+            beaten = [rankdata([scores[site] for site in sites]) - 1 for scores in given]
+            for index, site in enumerate(sites):
+                total = fsum(weight * ranks[index] for weight, ranks in zip(self.weights, beaten, strict=True))
+                fused[site] = total / (fsum(self.weights) * max(len(sites) - 1, 1))
         return fused

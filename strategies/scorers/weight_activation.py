@@ -18,9 +18,12 @@ class WeightActivation(Scorer):
 
         score = median over all weights of the site's linear layers of  |W_ij| * |X_j| / sqrt(n)
 
-    X_j is the j-th input feature of the layer over the n calibration tokens; |X_j| its Euclidean norm. DLP spreads sparsity
-    over layers with it, and thins those with a high median more; here it ranks whole sites, and those with a low median have
-    little to lose. All weights of one site are held a second time.
+    X_j is the j-th input feature of the layer over the n calibration tokens; |X_j| its Euclidean norm. All weights of one
+    site are held a second time.
+
+    We depart from DLP in two ways. It takes one median for each decoder layer; and it sets more of a layer's weights to zero
+    the higher the median is, where single weights stand out less. Here all weights of a site go: the lower their median,
+    the less is lost.
 
     Raises:
         SubFitError: if a site has matrices that are not those of linear layers, such as experts.

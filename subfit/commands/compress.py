@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import fields
 from typing import Any
 
 import yaml
@@ -10,26 +9,33 @@ from rich.console import Console
 from rich.table import Table
 
 from subfit import api
-from subfit.commands.options import Parser, add_plugins, configuration_of, importable, importable_arguments, without_plugins
+from subfit.commands.options import (
+    add_plugins,
+    compression_parser,
+    configuration_of,
+    importable_arguments,
+    options_from,
+    with_defaults,
+    without_plugins,
+)
+from subfit.logs import leads
 
 
 def run(arguments: list[str]) -> int:
     """Runs `subfit compress`."""
-    parser = Parser(prog="subfit compress", description="Replaces submodules of a model by small fitted bypasses.")
-    parser.add_argument("--config", action="config", help="YAML file with options; of several, the later wins.")
-    parser.add_class_arguments(api.Options, as_group=False)
+    parser = compression_parser("subfit compress", "Replaces submodules of a model by small fitted bypasses.")
     parser.add_argument("--json", action="store_true", help="Print the record as JSON.")
     add_plugins(parser)
     wanted = [argument for argument in without_plugins(arguments) if argument != "--print_config"]
-    given = ["--config", json.dumps(importable(api.DEFAULTS)), *importable_arguments(wanted)]
-    parsed = parser.parse_args(given)
+    parsed = parser.parse_args(with_defaults(importable_arguments(wanted)))
     configuration = configuration_of(parser, parsed)
     if "--print_config" in arguments:
         print(yaml.safe_dump(configuration, sort_keys=False), end="")
         return 0
-    made = parser.instantiate(parsed).as_dict()
-    options = api.Options(**{field.name: made[field.name] for field in fields(api.Options)})
+    options = options_from(parser, parsed)
     record = api.run(options, configuration).record
+    if not leads():
+        return 0
     if parsed.json:
         print(json.dumps(record, indent=2))
     else:

@@ -1,6 +1,7 @@
 """Options of the commands: parsing, configuration files, and strategies by name."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -8,6 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from subfit import registry
+from subfit.api import DEFAULTS, Options
 from subfit.errors import SubFitError
 
 
@@ -16,6 +18,39 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise SubFitError("; ".join(line.strip(" -") for line in str(message).splitlines() if line.strip(" -")))
+
+
+def compression_parser(program: str, description: str) -> Parser:
+    """Returns a parser of the options of a compression."""
+    parser = Parser(prog=program, description=description)
+    parser.add_argument("--config", action="config", help="YAML file with options; of several, the later wins.")
+    parser.add_class_arguments(Options, as_group=False)
+    return parser
+
+
+def with_defaults(arguments: list[str]) -> list[str]:
+    """The arguments, importable ones, after those that name the default strategies."""
+    return ["--config", json.dumps(importable(DEFAULTS)), *arguments]
+
+
+def options_from(parser: Parser, parsed: Any) -> Options:
+    """The options of a compression, with its strategies as objects."""
+    made = parser.instantiate(parsed).as_dict()
+    return Options(**{field.name: made[field.name] for field in fields(Options)})
+
+
+def resolve(configuration: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
+    """Returns the options that a configuration describes, as if it were a file given to `subfit compress`.
+
+    Returns:
+        The options, and the whole configuration, defaults included, as plain data.
+
+    Raises:
+        SubFitError: if an option is unknown, or has a value that it cannot have.
+    """
+    parser = compression_parser("subfit compress", "")
+    parsed = parser.parse_args(with_defaults(["--config", json.dumps(importable(configuration))]))
+    return options_from(parser, parsed), configuration_of(parser, parsed)
 
 
 def add_plugins(parser: ArgumentParser) -> None:

@@ -1,0 +1,135 @@
+"""What many compressions of one model share: the model, the tokens, the dense streams, the scores and the moments."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import strategies
+from subfit.api import Options, tokens_of
+from subfit.cache import Cache
+from subfit.calibration import Calibration
+from subfit.commands.options import resolve
+from subfit.comparison import Comparison
+from subfit.data import Data, windows
+from subfit.finetune import fine_tune
+from subfit.logs import open_log
+from subfit.models import load
+from subfit.pipeline import Scores, fit_recipe, score_sites, sizes, timed
+from subfit.replace import check_replaceable
+from subfit.scorer import Scorer
+
+
+class Session:
+    """Compresses one model in many ways; of everything that cells may share, that of the latest one is kept.
+
+    Args:
+        folder: where moments and scores are kept for later sessions, under a fingerprint of all that they depend on.
+        texts: further texts to evaluate on, by name.
+    """
+
+    def __init__(self, folder: Path, texts: Mapping[str, Data]):
+        self._folder = folder
+        self._texts = texts
+        self._kept: dict[str, tuple[Any, Any]] = {}
+
+    def run(self, configuration: dict[str, Any]) -> dict[str, Any]:
+        """Returns the record of `subfit compress` with this configuration; the model is dense again afterwards."""
+        options, whole = resolve(configuration)
+        torch.manual_seed(options.seed)
+        calibration, comparisons = self._data(options)
+
+        def score(calibration: Calibration, scorer: Scorer) -> Scores:
+            return _remembered(calibration, scorer, whole["scorer"])
+
+        with open_log(options.logger, whole, group=self._folder.absolute().parent.name) as log:
+            replacements, record = fit_recipe(calibration, options, score)
+            try:
+                if options.finetune is not None:
+                    with timed(record["seconds"], "finetune"):
+                        record["finetune"] = fine_tune(calibration, replacements, options.finetune, log)
+                record["size"] = sizes(calibration.model, replacements)
+                with timed(record["seconds"], "evaluate"):
+                    record["texts"] = {name: comparison.measure(replacements) for name, comparison in comparisons.items()}
+            finally:
+                for replacement in replacements:
+                    replacement.off()
+            log.result(record)
+        return record
+
+    def _data(self, options: Options) -> tuple[Calibration, dict[str, Comparison]]:
+        """The calibration, and the comparisons by name; that on the configuration's own windows is called `evaluation`."""
+        source = (options.model, options.dtype, options.device)
+        if "model" in self._kept and self._kept["model"][0] != source:
+            self._kept.clear()  # all of it holds the other model
+        model, tokenizer = self._latest("model", source, lambda: load(source[0], dtype=source[1], device=source[2]))
+        asked = (options.seed, repr(options.calibration), repr(options.evaluation))
+        tokens, held_out = self._latest("tokens", asked, lambda: tokens_of(options, model, tokenizer))
+        used = _digest([_bytes(tokens)])
+        calibration = self._latest(
+            "calibration", (used, options.batch_size), lambda: self._calibration(model, tokens, options.batch_size)
+        )
+        comparisons = {}
+        if len(held_out):
+            key = _digest([_bytes(held_out)])
+            comparisons["evaluation"] = self._latest("evaluation", key, lambda: Comparison(model, held_out))
+        for name, data in self._texts.items():
+
+            def compare(data: Data = data) -> Comparison:
+                return Comparison(model, windows(data, model, tokenizer, options.seed)[0])
+
+            comparisons[name] = self._latest(f"text {name}", options.seed, compare)
+        return calibration, comparisons
+
+    def _calibration(self, model: Any, tokens: Tensor, batch_size: int) -> Calibration:
+        """A calibration whose cache no other model, data, batch size or version of the code has written."""
+        check_replaceable(model)
+        weights = (piece for value in model.state_dict().values() for piece in (str(value.dtype).encode(), _bytes(value)))
+        settings = f"{batch_size} {tuple(tokens.shape)} torch {torch.__version__}".encode()
+        fingerprint = _digest(chain([settings, _bytes(tokens)], _sources(), weights))
+        return Calibration(model, tokens, batch_size, Cache(self._folder / fingerprint, str(model.device)))
+
+    def _latest(self, what: str, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made for this key; what is there for another key is freed first."""
+        if self._kept.get(what, (None,))[0] != key:
+            self._kept.pop(what, None)
+            self._kept[what] = (key, make())
+        return self._kept[what][1]
+
+
+def _remembered(calibration: Calibration, scorer: Scorer, spec: dict[str, Any]) -> Scores:
+    """The scores of the sites, from the calibration's cache if they are there."""
+    assert calibration.cache is not None
+    arguments = [value for value in spec.get("init_args", {}).values() if isinstance(value, str)]
+    files = [path for path in map(Path, [inspect.getfile(type(scorer)), *arguments]) if path.is_file()]
+    name = "scores-" + _digest([json.dumps(spec, sort_keys=True).encode(), *(path.read_bytes() for path in files)])
+    found = calibration.cache.get(name)
+    if found is None:
+        scores = score_sites(calibration, scorer)
+        found = {"scores": torch.tensor([scores[site] for site in calibration.sites], dtype=torch.float64)}
+        calibration.cache.put(name, found)
+    return dict(zip(calibration.sites, found["scores"].tolist(), strict=True))
+
+
+def _sources() -> Iterator[bytes]:
+    """The code that moments and scores depend on."""
+    for folder in (Path(__file__).parent, *map(Path, strategies.__path__)):
+        for path in sorted(folder.rglob("*.py")):
+            yield path.read_bytes()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1, 1).view(torch.uint8).numpy().tobytes()
+
+
+def _digest(pieces: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()[:32]
