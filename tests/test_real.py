@@ -55,18 +55,18 @@ def test_a_fit_equals_least_squares_on_the_stored_pairs(real):
 
 
 def test_the_paper_costs_few_forward_passes_and_spares_the_massive_activations(real):
-    """Compression against a plain forward pass over the same tokens, measured in one run."""
+    """Compression against a plain forward pass over the same tokens, in processor time: other tests run beside this one."""
     model, _, tokens = real
     plain = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = time.process_time()
         with torch.no_grad():
             for batch in tokens.split(8):
                 model(batch, use_cache=False)
-        plain.append(time.perf_counter() - start)
-    start = time.perf_counter()
+        plain.append(time.process_time() - start)
+    start = time.process_time()
     result = compress_model(model, tokens, recipe())  # in place: the last test that uses the dense model
-    cost = (time.perf_counter() - start) / min(plain)
+    cost = (time.process_time() - start) / min(plain)
     print(f"compression costs {cost:.2f} plain forward passes")
     assert cost < 3.5
     scores = {name: score for name, score in result.record["scores"].items() if name.startswith("ffn")}
