@@ -8,11 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from subfit import registry
 from subfit.api import DEFAULTS, EvaluationData, Options
-from subfit.commands.options import resolve
+from subfit.commands.options import read_mapping, resolve
 from subfit.errors import SubFitError
 
 KEYS = ("base", "options", "axes", "zip", "cells", "exclude", "texts")
@@ -63,14 +61,14 @@ def read_grid(path: str) -> Grid:
     Raises:
         SubFitError: if the file cannot be read, or a cell of it could not be run, or two cells are the same.
     """
-    content = _mapping(path)
+    content = read_mapping(path)
     for key in content:
         if key not in KEYS:
             raise SubFitError(f"{path}: unknown key {key!r}; a grid has {', '.join(KEYS)}")
     folder = Path(path).parent
     base: dict[str, Any] = {}
     for name in _as_list(content.get("base", [])):
-        _update(base, _mapping(str(folder / name)))
+        _update(base, read_mapping(str(folder / name)))
     _update(base, content.get("options", {}))
     cells = []
     for chosen in _combinations(path, content):
@@ -133,11 +131,11 @@ def _options_of(path: str, content: dict[str, Any], key: str, value: Any) -> dic
         return {key: value}
     labelled = {**content.get("axes", {}), **content.get("zip", {})}.get(key)
     if labelled is None and key == "config":
-        return _mapping(str(Path(path).parent / value))
+        return read_mapping(str(Path(path).parent / value))
     if labelled is None:
         raise SubFitError(f"{path}: unknown option {key!r}; options are {', '.join(sorted(OPTIONS))}")
     options = labelled[value] if isinstance(labelled[value], dict) else {}
-    result = _mapping(str(Path(path).parent / options["config"])) if "config" in options else {}
+    result = read_mapping(str(Path(path).parent / options["config"])) if "config" in options else {}
     return {**result, **{name: option for name, option in options.items() if name != "config"}}
 
 
@@ -197,13 +195,3 @@ def _is_option(name: str) -> bool:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _mapping(path: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SubFitError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise SubFitError(f"{path} must be a mapping")
-    return content

@@ -79,7 +79,11 @@ def importable_arguments(arguments: list[str]) -> list[str]:
         if option == "--config" or (option.startswith("--") and key in registry.OPTIONS):
             if not equals:
                 value = next(following, "")
-            value = json.dumps(_read(value)) if option == "--config" else registry.class_path(registry.OPTIONS[key], value)
+            value = (
+                json.dumps(importable(read_mapping(value)))
+                if option == "--config"
+                else registry.class_path(registry.OPTIONS[key], value)
+            )
             result += [option, value]
         elif option.startswith("--") and key.partition(".")[0] in registry.OPTIONS:
             value = value if equals else next(following, "")
@@ -99,15 +103,19 @@ def _nested(value: Any, kind: str = "bypasses") -> Any:
     return found | {"class_path": registry.class_path(kind, value["class_path"])} if "class_path" in value else found
 
 
-def _read(path: str) -> dict[str, Any]:
-    """The content of a configuration file."""
+def read_mapping(path: str) -> dict[str, Any]:
+    """Returns the content of a YAML file.
+
+    Raises:
+        SubFitError: if it cannot be read, or is no mapping.
+    """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SubFitError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise SubFitError(f"the configuration {path} must be a mapping of options to values")
-    return importable(content)
+    return content
 
 
 def importable(content: dict[str, Any]) -> dict[str, Any]:
