@@ -41,12 +41,11 @@ def ablate(
     texts = {name: vars(data) for name, data in grid.texts.items()}
     rows = Rows(output, {"cells": {cell.name: cell.values for cell in grid.cells}, "texts": texts})
     session = Session(rows.folder / "cache", grid.texts)
-    finished = rows.read()
+    started = rows.read()
+    left = [cell for cell in cells if not cell.is_row(started.get(cell.name))]
     for cell in cells:
-        if finished.get(cell.name, {}).get("status") == "done":
-            report(cell, "done", finished[cell.name])
-    started = finished
-    left = [cell for cell in cells if finished.get(cell.name, {}).get("status") != "done"]
+        if cell not in left:
+            report(cell, "done", started[cell.name])
     while left:
         elsewhere = []
         for cell in sorted(left, key=lambda cell: _shares(left, cell)):

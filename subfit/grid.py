@@ -24,15 +24,18 @@ class Cell:
     Attributes:
         values: what sets it apart from the other cells: the value, or the label, of each axis.
         configuration: all its options, as plain data.
+        name: depends on the options alone that are not at their defaults, so that options which are new do not change it.
     """
 
     values: dict[str, Any]
     configuration: dict[str, Any]
+    name: str
 
-    @property
-    def name(self) -> str:
-        """A name that depends on the configuration alone."""
-        return hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()[:16]
+    def is_row(self, row: dict[str, Any] | None) -> bool:
+        """Whether a row is the finished one of this cell, run with the same options as far as there were any."""
+        if row is None or row["status"] != "done" or row["cell"] != self.name:
+            return False
+        return {**self.configuration, **row["configuration"]} == self.configuration
 
 
 @dataclass
@@ -70,14 +73,17 @@ def read_grid(path: str) -> Grid:
     for name in _as_list(content.get("base", [])):
         _update(base, read_mapping(str(folder / name)))
     _update(base, content.get("options", {}))
-    cells = []
+    cells, defaults = [], resolve({})[1]
     for chosen in _combinations(path, content):
         if any(all(chosen.get(key) == value for key, value in rule.items()) for rule in _excluded(path, content, chosen)):
             continue
         configuration = json.loads(json.dumps(base))
         for key, value in chosen.items():
             _update(configuration, _options_of(path, content, key, value))
-        cells.append(Cell(chosen, _complete(path, chosen, configuration)))
+        whole = _complete(path, chosen, configuration)
+        own = {key: value for key, value in whole.items() if value != defaults.get(key)}
+        name = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+        cells.append(Cell(chosen, whole, name))
     _check_different(path, cells)
     return Grid(cells, _texts(path, content.get("texts", {})))
 

@@ -63,6 +63,15 @@ def test_a_cells_name_depends_on_its_configuration_alone(tmp_path):
     assert [cell.name for cell in one.cells] == [cell.name for cell in reversed(two.cells)]
 
 
+def test_a_row_of_before_an_option_was_there_still_counts_and_one_of_other_options_does_not(tmp_path):
+    (cell, _) = read_grid(write(tmp_path, axes={"sparsity": [0.5, 0.25]})).cells
+    row = {"cell": cell.name, "status": "done", "configuration": dict(cell.configuration)}
+    assert cell.is_row(row) and not cell.is_row(None) and not cell.is_row({**row, "status": "failed"})
+    assert not cell.is_row({**row, "configuration": {**cell.configuration, "correction": 0.9}})
+    del row["configuration"]["budget"]
+    assert cell.is_row(row)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
