@@ -79,8 +79,6 @@ def reduced_rank(c: Centred, rank: int, ridge: float) -> tuple[Tensor, Tensor]:
     Reduced-rank regression (Izenman 1975): truncation in the metric of the inputs, not of W itself.
     """
     t = whitener(ridged(c.xx, ridge))
-    if rank >= len(c.mean_x):  # nothing to truncate
-        return t @ (t.T @ c.xy), torch.eye(len(c.mean_x), dtype=t.dtype, device=t.device)
     return factors(t, t.T @ c.xy, rank)
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import nn
 
 from subfit.bypass import Bypass, linear_layer, rank_for
-from subfit.regression import centre, reduced_rank
+from subfit.regression import centre, least_squares, reduced_rank
 
 
 class LowRank(Bypass):
@@ -37,6 +37,9 @@ class LowRank(Bypass):
 
     def fit(self, site, moments, common) -> nn.Module:
         c, rank = centre(moments), self._rank(site)
+        if rank == site.width:
+            weight = least_squares(c, self.ridge)
+            return linear_layer(weight, c.mean_y - c.mean_x @ weight)
         a, b = reduced_rank(c, rank, self.ridge)
         bias = c.mean_y - c.mean_x @ a @ b
         if 2 * rank >= site.width:
