@@ -41,6 +41,13 @@ class Session:
 
     def run(self, configuration: dict[str, Any]) -> dict[str, Any]:
         """Returns the record of `subfit compress` with this configuration; the model is dense again afterwards."""
+        try:
+            return self._run(configuration)
+        except BaseException:
+            self._kept.clear()  # a fit that has failed half-way leaves the model with the bypasses that it had
+            raise
+
+    def _run(self, configuration: dict[str, Any]) -> dict[str, Any]:
         options, whole = resolve(configuration)
         torch.manual_seed(options.seed)
         calibration, comparisons = self._data(options)

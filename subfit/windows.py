@@ -43,10 +43,10 @@ class Windows(LightningDataModule):
         if self._batch_size % processes:
             raise SubFitError(f"batch_size is {self._batch_size}; {processes} processes cannot share it equally")
         order = Order(len(self.kept), self._batch_size, self._batches, self._seed, done, trainer.global_rank, processes)
-        return DataLoader(self.kept, batch_sampler=order)  # type: ignore[arg-type]
+        return DataLoader(self.kept, batch_sampler=order)  # type: ignore[arg-type]  # rows of a tensor
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        return DataLoader(self.held_out, batch_size=self._batch_size)  # type: ignore[arg-type]
+        return DataLoader(self.held_out, batch_size=self._batch_size)  # type: ignore[arg-type]  # rows of a tensor
 
 
 class Order(Sampler[list[int]]):

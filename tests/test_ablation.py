@@ -111,6 +111,14 @@ def test_a_failed_cell_is_a_row_and_is_tried_again_while_finished_ones_are_not(g
     assert [status for _, status in seen] == ["done", "done", "running", "done"]
 
 
+def test_a_fit_that_fails_half_way_leaves_no_trace_in_the_next_cells(grid, tmp_path):
+    failing = {"fitting": "sequential", "ffn_bypass": {"class_path": "low_rank", "init_args": {"rank": 1000}}}
+    rows, _ = run(grid(axes={"bypass": {"failing": failing, "sound": {}}}), tmp_path / "out")
+    assert [row["status"] for row in rows] == ["failed", "done"] and "rank is 1000" in rows[0]["error"]
+    alone = api.run(*resolve(rows[1]["configuration"])).record
+    assert comparable(rows[1]) == comparable(alone) and rows[1]["texts"]["evaluation"] == alone["evaluation"]
+
+
 def test_shards_divide_the_cells(grid, tmp_path):
     path = grid(axes={"sparsity": [0.0, 0.25, 0.5]})
     one, _ = run(path, tmp_path / "out", "1/2")
