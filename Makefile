@@ -22,7 +22,8 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not real' --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m real
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -37,12 +37,13 @@ def ablate(
         SubFitError: if the grid or the folder cannot be used.
     """
     grid = read_grid(path)
+    grid.check_files()
     cells = _shard(grid.cells, shard)
     texts = {name: vars(data) for name, data in grid.texts.items()}
     rows = Rows(output, {"cells": {cell.name: cell.values for cell in grid.cells}, "texts": texts})
-    session = Session(rows.folder / "cache", grid.texts)
     started = rows.read()
     left = [cell for cell in cells if not cell.is_row(started.get(cell.name))]
+    session = Session(rows.folder / "cache", grid.texts, [cell.configuration for cell in left])
     for cell in cells:
         if cell not in left:
             report(cell, "done", started[cell.name])

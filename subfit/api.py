@@ -62,6 +62,11 @@ class Options(Recipe):
     log_checkpoint: bool = False
     resume: str | None = None
 
+    def check_files(self) -> None:
+        """Raises SubFitError if a text file of the calibration or the evaluation is missing."""
+        for data in (self.calibration, self.evaluation):
+            data.check_files()
+
 
 def compress(**given: Any) -> Compression:
     """Compresses a model, and saves it if there is an output folder.
@@ -114,6 +119,7 @@ def run(options: Options, configuration: dict[str, Any]) -> Compression:
     """Does the run that `options` describes; `configuration` is the same as plain data, for the record."""
     if options.output is not None:
         checkpoint.check_free(options.output)
+    options.check_files()
     folder = options.output and f"{options.output}.run"
     artifact = options.log_checkpoint
     with open_log(options.logger, configuration, folder, options.resume, artifact=artifact) as log:

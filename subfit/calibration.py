@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 from tqdm.auto import tqdm
 
 from subfit.cache import Cache
@@ -15,7 +15,7 @@ from subfit.errors import SubFitError
 from subfit.sites import Seen, Site, find_sites, watch
 from subfit.stream import ResidualStream
 
-AnyMetric = TypeVar("AnyMetric", bound=Metric)
+AnyMetric = TypeVar("AnyMetric", Metric, MetricCollection)
 
 
 class Calibration:

@@ -62,6 +62,14 @@ class Data:
             raise SubFitError(f"{self.windows} windows of {self.length} tokens: at least 1 window of 2 tokens is needed")
         return sources
 
+    def check_files(self) -> None:
+        """Raises SubFitError if a text file is missing, or of a type that is not known."""
+        for name in self.path:
+            if not Path(name).is_file():
+                raise SubFitError(f"text file {name} does not exist")
+            if Path(name).suffix not in (".txt", ".jsonl", ".parquet"):
+                raise SubFitError(f"text file {name}: its type is not known; use .txt, .jsonl or .parquet")
+
 
 @dataclass
 class EvaluationData(Data):
@@ -140,11 +148,7 @@ def _pack(texts: Iterator[str], tokenizer: Any, count: int, length: int, where: 
 
 def _files(data: Data) -> tuple[Iterator[str], str]:
     """The texts of local files: a `.txt` file is one text, other files hold one in each row."""
-    for name in data.path:
-        if not Path(name).is_file():
-            raise SubFitError(f"text file {name} does not exist")
-        if Path(name).suffix not in (".txt", ".jsonl", ".parquet"):
-            raise SubFitError(f"text file {name}: its type is not known; use .txt, .jsonl or .parquet")
+    data.check_files()
 
     def read() -> Iterator[str]:
         for name in data.path:

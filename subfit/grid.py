@@ -45,6 +45,12 @@ class Grid:
     cells: list[Cell]
     texts: dict[str, EvaluationData]
 
+    def check_files(self) -> None:
+        """Raises SubFitError if a text file that a cell needs is missing."""
+        named = [EvaluationData(**cell.configuration[key]) for cell in self.cells for key in ("calibration", "evaluation")]
+        for data in [*named, *self.texts.values()]:
+            data.check_files()
+
 
 def read_grid(path: str) -> Grid:
     """Reads a grid file.

@@ -20,7 +20,8 @@ def load(
     """Loads a model, dense or compressed, and its tokenizer.
 
     Args:
-        name: hub name, local folder, `.gguf` file, folder of a compressed model, or `smollm2-135m`, which is embedded.
+        name: hub name, local folder, `.gguf` file, folder of a compressed model, or `smollm2-135m`, which is embedded; if
+            there is a folder of this name, it is that folder.
         dtype: name of a torch dtype; `auto` is the checkpoint's own, and float32 for a `.gguf` file.
         device: name of a torch device; `auto` is CUDA where there is one.
         trust_remote_code: whether code in the checkpoint may run; needed where a compressed model's bypass is made of a
@@ -76,7 +77,7 @@ def is_compressed(name: str) -> bool:
 
 def _gguf_file(name: str) -> Path | None:
     """The `.gguf` file that `name` stands for, if it stands for one."""
-    if name in EMBEDDED:
+    if name in EMBEDDED and not Path(name).is_dir():
         package, file, requirement = EMBEDDED[name]
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:

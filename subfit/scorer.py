@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from subfit.errors import SubFitError, blaming, where
 from subfit.sites import Site
@@ -49,7 +51,7 @@ class StreamScorer(Metric, Scorer):
 
     def score(self, calibration: Calibration) -> dict[Site, float]:
         """Returns the score of every site, from one pass over the tokens."""
-        return {site: float(scorer.compute()) for site, scorer in calibration.stream_through(self.clone).items()}
+        return score_sites(calibration, self)
 
 
 class TokenMean(StreamScorer):
@@ -82,11 +84,35 @@ def score_sites(calibration: Calibration, scorer: Scorer) -> Scores:
     Raises:
         SubFitError: if one has none, or one that is not a finite number.
     """
-    with blaming(scorer):
-        scores = scorer.score(calibration)
+    return score_together(calibration, [scorer])[0]
+
+
+def score_together(calibration: Calibration, scorers: Sequence[Scorer]) -> list[Scores]:
+    """Returns the scores of every site by each scorer; those that look at what passes the sites share one pass.
+
+    Raises:
+        SubFitError: if a site has no score, or one that is not a finite number.
+    """
+    found: dict[int, Any] = {}
+    looking: dict[str, Any] = {str(i): scorer for i, scorer in enumerate(scorers) if isinstance(scorer, StreamScorer)}
+    if looking:
+        together = MetricCollection(looking, compute_groups=False)
+        with ExitStack() as stack:
+            for scorer in looking.values():
+                stack.enter_context(blaming(scorer))
+            scores = {site: its.compute() for site, its in calibration.stream_through(together.clone).items()}
+        found = {int(i): {site: float(scores[site][i]) for site in scores} for i in looking}
+    for i, scorer in enumerate(scorers):
+        if i not in found:
+            with blaming(scorer):
+                found[i] = scorer.score(calibration)
+        _check_scores(calibration, scorer, found[i])
+    return [found[i] for i in range(len(scorers))]
+
+
+def _check_scores(calibration: Calibration, scorer: Scorer, scores: Any) -> None:
     for site in calibration.sites:
         score = scores.get(site) if isinstance(scores, dict) else None
         if not isinstance(score, int | float) or not isfinite(score):
             place = where(scorer, "compute" if isinstance(scorer, StreamScorer) else "score")
             raise SubFitError(f"the scorer gives {score} for {site.name}; every site needs a finite number ({place})")
-    return scores

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import strategies
+from subfit import registry
 from subfit.api import Options, tokens_of
 from subfit.cache import Cache
 from subfit.calibration import Calibration
@@ -21,9 +22,9 @@ from subfit.data import Data, windows
 from subfit.finetune import fine_tune
 from subfit.logs import open_log
 from subfit.models import load
-from subfit.pipeline import Scores, fit_recipe, score_sites, sizes, timed
+from subfit.pipeline import Scores, fit_recipe, sizes, timed
 from subfit.replace import check_replaceable
-from subfit.scorer import Scorer
+from subfit.scorer import Scorer, StreamScorer, score_sites, score_together
 
 
 class Session:
@@ -32,11 +33,13 @@ class Session:
     Args:
         folder: where moments and scores are kept for later sessions, under a fingerprint of all that they depend on.
         texts: further texts to evaluate on, by name.
+        expected: the configurations that it will be asked for, as far as they are known: their scorers share a pass.
     """
 
-    def __init__(self, folder: Path, texts: Mapping[str, Data]):
+    def __init__(self, folder: Path, texts: Mapping[str, Data], expected: Iterable[dict[str, Any]] = ()):
         self._folder = folder
         self._texts = texts
+        self._expected = list(expected)
         self._kept: dict[str, tuple[Any, Any]] = {}
 
     def run(self, configuration: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +56,7 @@ class Session:
         calibration, comparisons = self._data(options)
 
         def score(calibration: Calibration, scorer: Scorer) -> Scores:
-            return _remembered(calibration, scorer, whole["scorer"])
+            return _remembered(calibration, scorer, whole["scorer"], self._scorers_beside(whole))
 
         with open_log(options.logger, whole, group=self._folder.absolute().parent.name) as log:
             replacements, record = fit_recipe(calibration, options, score)
@@ -69,6 +72,11 @@ class Session:
                     replacement.off()
             log.result(record)
         return record
+
+    def _scorers_beside(self, configuration: dict[str, Any]) -> list[dict[str, Any]]:
+        """The scorers of all expected configurations with the model and the calibration tokens of this one."""
+        same = ("model", "dtype", "device", "seed", "calibration", "batch_size")
+        return [other["scorer"] for other in self._expected if all(other[key] == configuration[key] for key in same)]
 
     def _data(self, options: Options) -> tuple[Calibration, dict[str, Comparison]]:
         """The calibration, and the comparisons by name; that on the configuration's own windows is called `evaluation`."""
@@ -110,18 +118,35 @@ class Session:
         return self._kept[what][1]
 
 
-def _remembered(calibration: Calibration, scorer: Scorer, spec: dict[str, Any]) -> Scores:
-    """The scores of the sites, from the calibration's cache if they are there."""
-    assert calibration.cache is not None
+def _remembered(calibration: Calibration, scorer: Scorer, spec: dict[str, Any], beside: Iterable[dict[str, Any]]) -> Scores:
+    """The scores of the sites, from the calibration's cache if they are there.
+
+    If they are not, the scorers `beside` this one that can look at the same pass do so, too.
+    """
+    cache = calibration.cache
+    assert cache is not None
+    name = _name(scorer, spec)
+    found = cache.get(name)
+    if found is None:
+        wanted = {name: scorer}
+        if isinstance(scorer, StreamScorer):
+            made = [(its, registry.make("scorers", its)) for its in beside]
+            wanted |= {_name(other, its): other for its, other in made if isinstance(other, StreamScorer)}
+        try:
+            together = score_together(calibration, list(wanted.values()))
+        except Exception:  # the fault may be another's, which its own cells will show
+            wanted, together = {name: scorer}, [score_sites(calibration, scorer)]
+        for each, scores in zip(wanted, together, strict=True):
+            cache.put(each, {"scores": torch.tensor([scores[site] for site in calibration.sites], dtype=torch.float64)})
+        found = cache.load(name)
+    return dict(zip(calibration.sites, found["scores"].tolist(), strict=True))
+
+
+def _name(scorer: Scorer, spec: dict[str, Any]) -> str:
+    """What the scores of a scorer are called in the cache; its file, and those that it reads, are part of that."""
     arguments = [value for value in spec.get("init_args", {}).values() if isinstance(value, str)]
     files = [path for path in map(Path, [inspect.getfile(type(scorer)), *arguments]) if path.is_file()]
-    name = "scores-" + _digest([json.dumps(spec, sort_keys=True).encode(), *(path.read_bytes() for path in files)])
-    found = calibration.cache.get(name)
-    if found is None:
-        scores = score_sites(calibration, scorer)
-        found = {"scores": torch.tensor([scores[site] for site in calibration.sites], dtype=torch.float64)}
-        calibration.cache.put(name, found)
-    return dict(zip(calibration.sites, found["scores"].tolist(), strict=True))
+    return "scores-" + _digest([json.dumps(spec, sort_keys=True).encode(), *(path.read_bytes() for path in files)])
 
 
 def _sources() -> Iterator[bytes]:

@@ -87,7 +87,7 @@ def test_scores_and_moments_are_computed_once(grid, tmp_path, monkeypatch):
     }
     path = grid(axes=axes)
     first, _ = run(path, tmp_path / "one")
-    assert sorted(entry for entry in passes if entry[1]) == [("fit", 8), ("score", 8), ("score", 8)]
+    assert sorted(entry for entry in passes if entry[1]) == [("fit", 8), ("score", 8)]
     (tmp_path / "two").mkdir()
     (tmp_path / "one" / "cache").rename(tmp_path / "two" / "cache")
     (tmp_path / "two" / "grid.json").write_bytes((tmp_path / "one" / "grid.json").read_bytes())
@@ -117,6 +117,24 @@ def test_a_fit_that_fails_half_way_leaves_no_trace_in_the_next_cells(grid, tmp_p
     assert [row["status"] for row in rows] == ["failed", "done"] and "rank is 1000" in rows[0]["error"]
     alone = api.run(*resolve(rows[1]["configuration"])).record
     assert comparable(rows[1]) == comparable(alone) and rows[1]["texts"]["evaluation"] == alone["evaluation"]
+
+
+def test_a_scorer_that_fails_fails_its_own_cells_alone(grid, tmp_path):
+    code = (
+        "from subfit.scorer import StreamScorer\nclass Bad(StreamScorer):\n    def update(self, h, x, y):\n        1 / 0\n"
+    )
+    (tmp_path / "bad.py").write_text(f"{code}    def compute(self):\n        return 0.0\n")
+    rows, _ = run(grid(axes={"scorer": ["rotation", str(tmp_path / "bad.py"), "magnitude"]}), tmp_path / "out")
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert "bad.py:4): ZeroDivisionError" in rows[1]["error"]
+
+
+def test_a_missing_text_is_refused_before_any_work(grid, tmp_path):
+    for content in ({"texts": {"story": {"path": "story.txt"}}}, {"options": {"evaluation": {"path": "story.txt"}}}):
+        (tmp_path / "bad.yaml").write_text(yaml.safe_dump({"axes": {"seed": [0, 1]}, **content}))
+        with pytest.raises(api.SubFitError, match=r"text file story\.txt does not exist"):
+            ablate(str(tmp_path / "bad.yaml"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_shards_divide_the_cells(grid, tmp_path):

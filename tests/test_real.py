@@ -4,6 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
+from pydoc_data.topics import topics  # some hundred pages of English that every Python has
 
 import numpy as np
 import pytest
@@ -21,14 +22,15 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 @pytest.fixture(scope="module")
-def real():
-    """SmolLM2-135M-Instruct in float32, its tokenizer, and windows sampled from it; on all cores."""
+def real(tmp_path_factory):
+    """SmolLM2-135M-Instruct in float32, its tokenizer, and windows of a real text; on all cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     model, tokenizer = load("smollm2-135m")
-    model.bfloat16()
-    tokens, _ = windows(Data(windows=24, length=256), model, tokenizer, 0)
-    yield model.float(), tokenizer, tokens
+    text = tmp_path_factory.mktemp("texts") / "python.txt"
+    text.write_text("\n\n".join(topics.values()))
+    tokens, _ = windows(Data(path=str(text), windows=24, length=256), model, tokenizer, 0)
+    yield model, tokenizer, tokens
     torch.set_num_threads(threads)
 
 
@@ -55,7 +57,7 @@ def test_a_fit_equals_least_squares_on_the_stored_pairs(real):
 
 
 def test_the_paper_costs_few_forward_passes_and_spares_the_massive_activations(real):
-    """Compression against a plain forward pass over the same tokens, in processor time: other tests run beside this one."""
+    """Compression against a plain forward pass over the same tokens, in processor time."""
     model, _, tokens = real
     plain = []
     for _ in range(2):
@@ -75,7 +77,7 @@ def test_the_paper_costs_few_forward_passes_and_spares_the_massive_activations(r
 
 
 def test_the_main_job_from_the_command_line(subfit, tmp_path):
-    small = ["--calibration.windows", 16, "--calibration.length", 256, "--evaluation.windows", 4, "--dtype", "bfloat16"]
+    small = ["--calibration.windows", 16, "--calibration.length", 128, "--evaluation.windows", 4, "--dtype", "bfloat16"]
     cores = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
     done = subfit("compress", "--config", EXPERIMENTS / "subfit.yaml", *small, "--output", "out", "--json", env=cores)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from conftest import VOCABULARY, names_of, tiny_model, tiny_tokens
 
 from subfit import registry
 from subfit.calibration import Calibration
-from subfit.scorer import StreamScorer
+from subfit.scorer import StreamScorer, score_sites, score_together
 
 WINDOWS = 7
 NAMES = names_of(0, 1, 2, 3)  # of the sites of a tiny Llama
@@ -131,3 +131,14 @@ def test_other_architectures_in_bfloat16(family):
         scores = scores_of(name, model, tiny_tokens(3))
         assert len(scores) == 8
         assert all(np.isfinite(score) and score > 0 for score in scores.values())
+
+
+def test_scorers_that_share_a_pass_score_as_each_alone(monkeypatch):
+    passes = []
+    watch = Calibration.watch_sites
+    monkeypatch.setattr(Calibration, "watch_sites", lambda self, *rest: passes.append(rest[1]) or watch(self, *rest))
+    calibration = Calibration(tiny_model(), tiny_tokens(4))
+    scorers = [registry.make("scorers", name) for name in ("rotation", "random", "subfit", "rotation", "neighbourhood")]
+    together = score_together(calibration, scorers)
+    assert passes == ["score"]
+    assert together == [score_sites(calibration, scorer) for scorer in scorers]

@@ -7,7 +7,7 @@ from scipy.stats import rankdata
 
 from subfit import registry
 from subfit.errors import SubFitError
-from subfit.scorer import Scorer, score_sites
+from subfit.scorer import Scorer, score_together
 from subfit.sites import KINDS
 
 
@@ -37,7 +37,7 @@ class RankFusion(Scorer):
         self.weights = weights
 
     def score(self, calibration):
-        given = [score_sites(calibration, scorer) for scorer in self.scorers]
+        given = score_together(calibration, self.scorers)
         fused = dict.fromkeys(calibration.sites, 0.0)
         for kind in KINDS:
             sites = [site for site in fused if site.kind == kind]
