@@ -19,10 +19,11 @@ from subfit.errors import SubFitError
 from subfit.evaluation import evaluate
 from subfit.finetune import FineTuning, TrainerFlags
 from subfit.footprint import footprint
-from subfit.logs import Log, LoggerName, leads, open_log
+from subfit.logs import Log, LoggerName, open_log
 from subfit.models import load
 from subfit.picture import draw_speed
 from subfit.pipeline import Compression, Recipe, compress_model
+from subfit.processes import leads
 from subfit.random_weights import random_models
 from subfit.speed import Workload, check_comparable, compare_speed, setting
 

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from subfit.cache import Cache
 from subfit.errors import SubFitError
+from subfit.processes import share
 from subfit.sites import Seen, Site, find_sites, watch
 from subfit.stream import ResidualStream
 
@@ -50,8 +51,8 @@ class Calibration:
         return self.tokens[spaced, :length]
 
     def stream(self) -> ResidualStream:
-        """Returns the residual stream of all tokens, before the first layer."""
-        return ResidualStream(self.model, self.tokens, self.batch_size)
+        """Returns the residual stream of all tokens, or of this process's share of them, before the first layer."""
+        return ResidualStream(self.model, share(self.tokens), self.batch_size)
 
     @torch.no_grad()
     def watch_sites(

@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     debug = "--debug" in arguments
     rest = [argument for argument in arguments[1:] if argument != "--debug"]
-    if command == "ablate":
-        os.environ.setdefault("TQDM_DISABLE", "1")  # its table takes the place of the bars
+    if command == "ablate" or os.environ.get("RANK", "0") != "0":  # its table, or the first process, shows how far it is
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         code = import_module(f"subfit.commands.{command}").run(rest)  # torch is imported here, not for --help
         sys.stdout.flush()

@@ -11,6 +11,7 @@ from subfit.bypass import Bypass
 from subfit.cache import Cache
 from subfit.calibration import Calibration
 from subfit.moments import Moments
+from subfit.processes import gathered
 from subfit.sites import Seen, Site
 
 Plan = dict[Site, Bypass]
@@ -36,7 +37,7 @@ class Evidence:
         """Returns the sums of `Moments.compute`, and `inputs` and `targets` (tokens, d) where pairs are needed."""
         sums = self._moments.compute() if self._moments else {}
         if self._pairs:
-            sums["inputs"], sums["targets"] = (torch.cat(part) for part in zip(*self._pairs, strict=True))
+            sums["inputs"], sums["targets"] = (gathered(torch.cat(part)) for part in zip(*self._pairs, strict=True))
         return sums
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from subfit.calibration import Calibration
 from subfit.errors import SubFitError
 from subfit.logs import Log
+from subfit.processes import leave
 from subfit.replace import Replacement, Retrained, switched_off
 
 if TYPE_CHECKING:
@@ -208,8 +209,8 @@ def _train(
                 raise KeyboardInterrupt from None
             raise
         finally:
-            if flags["strategy"] != "auto" and torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()  # from here on, each process works alone, on the same
+            if flags["strategy"] != "auto":
+                leave()
 
 
 def _identity(calibration: Calibration, replacements: list[Replacement], masters: "Masters") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from subfit.errors import SubFitError, blaming, where
 from subfit.evidence import Evidence, Plan, evidence_files, gather, read
 from subfit.merge import last_kept_ffn, merged, output_projection
 from subfit.modeling_subfit import Constant, Scale
+from subfit.processes import several
 from subfit.regression import explained_variance
 from subfit.replace import Replacement, Retrained, switched_off
 from subfit.sites import Seen, Site, watch
@@ -149,6 +150,8 @@ def _retrain(
     """Retrains a layer to give the dense stream after it, from the stream that enters it; switched on."""
     if len(sites) < len([site for site in calibration.sites if site.layer == sites[0].layer]):
         raise SubFitError(f"{sites[0].name}: a layer can only be retrained as a whole, its Attention and its FeedForward")
+    if several():
+        raise SubFitError(f"{sites[0].name}: a layer can only be retrained by a single process")
     bypass, layer = plan[sites[-1]], dense.layers[dense.position]
     targets = torch.empty_like(dense.hidden)
     for batch in dense.batches:

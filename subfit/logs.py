@@ -1,7 +1,6 @@
 """Where a run is logged while it goes on: nowhere, in CSV files, or with Weights & Biases."""
 
 import csv
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any, Literal, Self
 
 from subfit.errors import SubFitError
 from subfit.picture import draw_scores
+from subfit.processes import leads
 
 LoggerName = Literal["none", "csv", "wandb"]
 SITES = ("site", "kind", "layer", "score", "selected", "explained_variance")
@@ -104,11 +104,6 @@ class WandbLog(Log):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         self._run.finish(exit_code=0 if error is None else 1)
-
-
-def leads() -> bool:
-    """Whether this process is the one, of those that fine-tune a model together, that logs, saves and prints."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 def open_log(

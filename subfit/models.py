@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,10 @@ def load(
 
 def device_of(name: str) -> torch.device:
     """Returns the torch device of this name; `auto` is CUDA where there is one."""
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if name != "auto":
+        return torch.device(name)
+    own = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes on a machine, each has a device of its own
+    return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def dtype_of(name: str) -> Any:

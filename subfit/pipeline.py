@@ -17,6 +17,7 @@ from subfit.errors import SubFitError, blaming, where
 from subfit.finetune import FineTuning, fine_tune
 from subfit.fit import Target, fit_one_shot, fit_sequential
 from subfit.logs import Log
+from subfit.processes import agreed, join
 from subfit.quality import kv_bytes_per_token
 from subfit.replace import Replacement, check_replaceable, finish, switched_off
 from subfit.scorer import Scorer, Scores, score_sites
@@ -103,6 +104,7 @@ def compress_model(
     """
     check_replaceable(model)
     calibration = Calibration(model, tokens, batch_size)
+    join(calibration.device)
     replacements, record = fit_recipe(calibration, recipe)
     if recipe.finetune is not None:
         with timed(record["seconds"], "finetune"):
@@ -136,7 +138,7 @@ def fit_recipe(
     with timed(seconds, "select"), blaming(recipe.selector):
         budget = Budget(calibration, bypasses, recipe.sparsity, recipe.budget)
         selected = recipe.selector.select({site: scores[site] for site in eligible}, budget, calibration)
-        selected = _check_selection(selected, eligible, recipe.selector)
+        selected = agreed(_check_selection(selected, eligible, recipe.selector))
     with timed(seconds, "fit"):
         plan = _plan(selected, bypasses)
         if recipe.fitting == "one_shot":

@@ -24,7 +24,7 @@ class Agreement(Metric):
     full_state_update = False
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # processes that work together all see every window
         for name in SUMS:
             self.add_state(name, [], dist_reduce_fx="cat")
 

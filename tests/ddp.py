@@ -10,8 +10,9 @@ from conftest import recipe, tiny_model, tiny_tokens
 
 from subfit.calibration import Calibration
 from subfit.finetune import FineTuning, TrainerFlags, fine_tune
-from subfit.logs import Log, leads
+from subfit.logs import Log
 from subfit.pipeline import fit_recipe
+from subfit.processes import leads
 
 
 def main(path: str, processes: int) -> None:

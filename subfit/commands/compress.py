@@ -18,7 +18,7 @@ from subfit.commands.options import (
     with_defaults,
     without_plugins,
 )
-from subfit.logs import leads
+from subfit.processes import leads
 
 
 def run(arguments: list[str]) -> int:

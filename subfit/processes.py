@@ -1,0 +1,76 @@
+"""Processes that share the calibration tokens, as torchrun starts them."""
+
+import atexit
+import os
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from subfit.errors import SubFitError
+
+T = TypeVar("T")
+
+
+def leads() -> bool:
+    """Whether this process is the one, of those that work together, that logs, saves and prints."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def join(device: torch.device) -> None:
+    """From here on, the processes that torchrun has started work together, if it has started several.
+
+    What is summed over tokens, by metrics of torchmetrics and by `total`, is then summed over all of them.
+    """
+    if distributed.is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1" and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(leave)
+
+
+def leave() -> None:
+    """From here on, each process works alone."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def several() -> bool:
+    """Whether several processes work together now."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def share(tokens: Tensor) -> Tensor:
+    """Returns this process's windows of the tokens (windows, length).
+
+    Raises:
+        SubFitError: if there are fewer windows than processes.
+    """
+    if not several():
+        return tokens
+    count = distributed.get_world_size()
+    if len(tokens) < count:
+        raise SubFitError(f"{len(tokens)} windows for {count} processes: each needs at least one window to calibrate on")
+    return tokens.tensor_split(count)[distributed.get_rank()]
+
+
+def total(values: Tensor) -> Tensor:
+    """Returns the sum of the processes' values."""
+    if not several():
+        return values
+    values = values.clone()
+    distributed.all_reduce(values)
+    return values
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """Returns the rows of all processes (rows, d), in the order of the processes."""
+    return torch.cat(gather_all_tensors(rows)) if several() else rows
+
+
+def agreed(value: T) -> T:
+    """Returns the first process's value, so that rounding cannot set the processes apart."""
+    if not several():
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
