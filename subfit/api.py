@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from subfit import checkpoint, registry
+from subfit.adapters import LoRA
 from subfit.data import EVALUATION_SEED, Data, EvaluationData, windows
 from subfit.errors import SubFitError
 from subfit.evaluation import evaluate
@@ -109,6 +110,8 @@ def _group(name: str, group: Any, given: dict[str, Any]) -> Any:
     """An object of a class of options from plain data."""
     if isinstance(given.get("trainer"), dict):
         given = {**given, "trainer": _group(f"{name}.trainer", TrainerFlags, given["trainer"])}
+    if isinstance(given.get("lora"), dict):
+        given = {**given, "lora": _group(f"{name}.lora", LoRA, given["lora"])}
     try:
         return group(**given)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""What replacements do to a model, on tokens that it was not calibrated on."""
+"""What bypasses do to a model, on tokens that it was not calibrated on."""
 
 from collections.abc import Collection
 from tempfile import TemporaryDirectory
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from subfit.cache import Cache
 from subfit.quality import evaluate_logits
-from subfit.replace import Replacement
+from subfit.replace import Switch
 from subfit.stream import ResidualStream
 
 
 class Comparison:
-    """Compares a model that has replacements with the dense one that it was, without a second copy of the weights.
+    """Compares a model in which modules are exchanged with the dense one that it was, without a second copy of the weights.
 
     The dense stream of the evaluation tokens is kept on disk before each layer: any number of selections can be compared,
-    and the layers before the first replacement are not run again for any of them.
+    and the layers before the first change are not run again for any of them.
 
     Args:
         model: the dense causal language model.
@@ -36,9 +36,9 @@ class Comparison:
             self._dense.step()
 
     @torch.no_grad()
-    def measure(self, replacements: Collection[Replacement]) -> dict[str, Any]:
-        """Returns `evaluate_logits` of the model with some replacements, which are on, against the dense model."""
-        first = min((replacement.first_layer for replacement in replacements), default=len(self._dense.layers))
+    def measure(self, switches: Collection[Switch]) -> dict[str, Any]:
+        """Returns `evaluate_logits` of the model with some switches on, as they are, against the dense model."""
+        first = min((switch.first_layer for switch in switches), default=len(self._dense.layers))
         moved = self._dense.fork()
         if first < len(moved.layers):
             moved.position, moved.hidden = first, self._cache.load(str(first))["hidden"]

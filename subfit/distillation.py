@@ -1,6 +1,6 @@
 """Trains all bypasses of a model together, towards the dense model that it was: what Lightning is told of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from subfit.errors import SubFitError
 from subfit.finetune import FineTuning
 from subfit.head import distances
 from subfit.masters import Masters
-from subfit.replace import Replacement, switched_off
+from subfit.replace import Replacement, Switch, switched_off
 from subfit.sites import decoder_layers
 
 
@@ -27,20 +27,20 @@ class Distillation(LightningModule):
 
     Args:
         model: a causal language model of transformers, with the replacements on.
-        replacements: its replacements.
+        switches: its replacements, and its adapters, if it has any.
         masters: the parameters to train.
         settings: losses and schedule.
         identity: says which model, selection and tokens this is; kept in every checkpoint.
     """
 
     def __init__(
-        self, model: Any, replacements: list[Replacement], masters: Masters, settings: FineTuning, identity: dict[str, Any]
+        self, model: Any, switches: Sequence[Switch], masters: Masters, settings: FineTuning, identity: dict[str, Any]
     ):
         super().__init__()
         self.masters = masters
-        self._shared = (model, replacements)  # in a tuple: not registered here
+        self._shared = (model, switches)  # in a tuple: not registered here
         self._settings, self._identity = settings, identity
-        self._changed = sorted({replacement.site.layer for replacement in replacements})
+        self._changed = sorted({switch.site.layer for switch in switches if isinstance(switch, Replacement)})
 
     def training_step(self, tokens: Tensor, index: int) -> Tensor:
         """Returns the loss of some windows (windows, length)."""
@@ -72,9 +72,9 @@ class Distillation(LightningModule):
 
     def _losses(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The weighted loss, and without gradient the divergence and the next-token loss, in nats."""
-        model, replacements = self._shared
+        model, switches = self._shared
         settings = self._settings
-        with torch.no_grad(), switched_off(replacements):
+        with torch.no_grad(), switched_off(switches):
             teacher, dense = _run(model, tokens, self._changed)
         self.masters.show()
         with _recomputing(model, settings.gradient_checkpointing):

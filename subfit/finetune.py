@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from subfit.adapters import Adapters, LoRA
 from subfit.calibration import Calibration
+from subfit.comparison import Comparison
 from subfit.errors import SubFitError
 from subfit.logs import Log
 from subfit.processes import leave
-from subfit.replace import Replacement, Retrained, switched_off
+from subfit.replace import Replacement, Switch, switched_off
 
 if TYPE_CHECKING:
     from subfit.callbacks import KeepBest
@@ -65,6 +67,7 @@ class FineTuning:
         next_token: weight of the plain next-token loss.
         patience: looks at the held-out windows without an improvement after which training stops.
         gradient_checkpointing: whether to run each layer a second time instead of keeping what is in it: less memory.
+        lora: adapters of the last layers, trained as well and merged into their weights at the end; none, if not given.
     """
 
     trainer: TrainerFlags = field(default_factory=TrainerFlags)
@@ -77,6 +80,7 @@ class FineTuning:
     next_token: float = 0.0
     patience: int | None = None
     gradient_checkpointing: bool = False
+    lora: LoRA | None = None
 
     def __post_init__(self) -> None:
         flags = self.trainer
@@ -100,7 +104,7 @@ class FineTuning:
 
 def fine_tune(
     calibration: Calibration,
-    replacements: list[Replacement],
+    switches: list[Switch],
     settings: FineTuning,
     log: Log,
 ) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def fine_tune(
     sites: a bypass that is merged into another site, and a retrained layer, stay as they are.
 
     Args:
-        replacements: all on.
+        switches: the replacements, all on; if there are adapters, they are added at the end.
         log: where training curves go, where the state to resume from is kept, and what to resume.
 
     Returns:
@@ -121,26 +125,41 @@ def fine_tune(
     from subfit.callbacks import KeepBest
     from subfit.masters import Masters, frozen
 
-    masters = Masters(r.left for r in replacements if not isinstance(r, Retrained))
-    kept = KeepBest(masters)
+    adapters = None
+    if settings.lora is not None:
+        adapters = Adapters(calibration.model, settings.lora, [module for s in switches for module in s.trainable()])
+        adapters.on()
+        switches.append(adapters)
+    masters = Masters(module for switch in switches for module in switch.trainable())
+    kept, start = KeepBest(masters), masters.values()
     stopped = None
     try:
         if not len(masters):
             raise SubFitError("no bypass has parameters of its own at its site: there is nothing to fine-tune")
         with frozen(calibration.model):
-            _train(calibration, replacements, settings, masters, kept, log)
+            _train(calibration, switches, settings, masters, kept, log)
     except (SubFitError, OSError) as error:
         stopped = str(error)
         print(f"fine-tuning stopped: {stopped}; the best weights so far are kept", file=sys.stderr)
     finally:
         masters.leave(kept.best)
+    after = kept.lowest
+    if adapters is not None and kept.step:
+        adapters.merge()
+        after = _divergence(calibration, switches)
+        if not after < kept.curve[0]["kl"]:  # what was gained was less than the rounding of the weights
+            kept.step, after = 0, kept.curve[0]["kl"]
+            masters.leave(start)
+    if adapters is not None and not kept.step:
+        adapters.off()
+        switches.remove(adapters)
     if kept.step == 0 and stopped is None:
         print("fine-tuning has not improved the held-out divergence: the closed-form fit is kept", file=sys.stderr)
     return {
         "kept": "fine-tuned" if kept.step else "closed-form",
         "step": kept.step,
         "kl_before": kept.curve[0]["kl"] if kept.curve else None,
-        "kl_after": kept.lowest,
+        "kl_after": after,
         "stopped": stopped,
         "trained_parameters": sum(master.numel() for master in masters),
         "curve": kept.curve,
@@ -149,7 +168,7 @@ def fine_tune(
 
 def _train(
     calibration: Calibration,
-    replacements: list[Replacement],
+    switches: list[Switch],
     settings: FineTuning,
     masters: "Masters",
     kept: "KeepBest",
@@ -163,7 +182,7 @@ def _train(
     from subfit.distillation import Distillation
     from subfit.windows import Windows
 
-    identity = _identity(calibration, replacements, masters)
+    identity = _identity(calibration, switches, masters)
     if log.resume is not None:
         _check_checkpoint(log.resume, identity)
     flags = asdict(settings.trainer)
@@ -196,7 +215,7 @@ def _train(
             logger=log.curves(),
             **flags,
         )
-        module = Distillation(calibration.model, replacements, masters, settings, identity)
+        module = Distillation(calibration.model, switches, masters, settings, identity)
         try:
             if log.resume is None:
                 trainer.validate(module, datamodule=data, verbose=False)
@@ -213,15 +232,24 @@ def _train(
                 leave()
 
 
-def _identity(calibration: Calibration, replacements: list[Replacement], masters: "Masters") -> dict[str, Any]:
+def _divergence(calibration: Calibration, switches: list[Switch]) -> float:
+    """The divergence from the dense model on the windows that are held out."""
+    from subfit.windows import held_out
+
+    with switched_off(switches):
+        comparison = Comparison(calibration.model, calibration.tokens[held_out(len(calibration.tokens))])
+    return comparison.measure(switches)["kl"]
+
+
+def _identity(calibration: Calibration, switches: list[Switch], masters: "Masters") -> dict[str, Any]:
     """What a run and the one that it resumes must have in common."""
     weights = hashlib.sha256()
-    with switched_off(replacements):
+    with switched_off(switches):
         for parameter in calibration.model.parameters():
             weights.update(_bytes(parameter.detach().flatten()[:1024].float()))
     return {
         "model": weights.hexdigest(),
-        "selection": [replacement.site.name for replacement in replacements],
+        "selection": [switch.site.name for switch in switches if isinstance(switch, Replacement)],
         "bypasses": [list(master.shape) for master in masters],
         "calibration": hashlib.sha256(_bytes(calibration.tokens)).hexdigest(),
     }

@@ -19,7 +19,7 @@ from subfit.fit import Target, fit_one_shot, fit_sequential
 from subfit.logs import Log
 from subfit.processes import agreed, join
 from subfit.quality import kv_bytes_per_token
-from subfit.replace import Replacement, check_replaceable, finish, switched_off
+from subfit.replace import Switch, check_replaceable, finish, switched_off
 from subfit.scorer import Scorer, Scores, score_sites
 from subfit.selector import Selector
 from subfit.sites import Kind, Site
@@ -105,23 +105,21 @@ def compress_model(
     check_replaceable(model)
     calibration = Calibration(model, tokens, batch_size)
     join(calibration.device)
-    replacements, record = fit_recipe(calibration, recipe)
-    if recipe.finetune is not None:
-        with timed(record["seconds"], "finetune"):
-            record["finetune"] = fine_tune(calibration, replacements, recipe.finetune, log or Log())
+    switches, record = fit_recipe(calibration, recipe)
+    tune(calibration, switches, recipe, record, log or Log())
     if evaluation is not None and len(evaluation):
         with timed(record["seconds"], "evaluate"):
-            with switched_off(replacements):
+            with switched_off(switches):
                 comparison = Comparison(model, evaluation)
-            record["evaluation"] = comparison.measure(replacements)
-    record["size"] = sizes(model, replacements)
-    finish(model, replacements, calibration.sites)
+            record["evaluation"] = comparison.measure(switches)
+    record["size"] = sizes(model, switches)
+    finish(model, switches, calibration.sites)
     return Compression(model, record)
 
 
 def fit_recipe(
     calibration: Calibration, recipe: Recipe, score: Callable[[Calibration, Scorer], Scores] | None = None
-) -> tuple[list[Replacement], dict[str, Any]]:
+) -> tuple[list[Switch], dict[str, Any]]:
     """Scores, selects and fits as a recipe says.
 
     Args:
@@ -147,7 +145,7 @@ def fit_recipe(
             replacements = fit_sequential(calibration, plan, recipe.target, recipe.correction)
     for replacement in replacements:
         replacement.on()
-    return replacements, {
+    return [*replacements], {
         "scores": {site.name: score for site, score in scores.items()},
         "selected": [site.name for site in selected],
         "explained_variance": {r.site.name: r.explained for r in replacements},
@@ -155,12 +153,19 @@ def fit_recipe(
     }
 
 
-def sizes(model: Any, replacements: list[Replacement]) -> dict[str, Any]:
-    """Returns parameters and key-value bytes per token without and with the replacements, which are on, as plain data."""
-    with switched_off(replacements):
+def tune(calibration: Calibration, switches: list[Switch], recipe: Recipe, record: dict[str, Any], log: Log) -> None:
+    """Fine-tunes what was fitted, if the recipe says so, and adds to the record; see `fine_tune`."""
+    if recipe.finetune is not None:
+        with timed(record["seconds"], "finetune"):
+            record["finetune"] = fine_tune(calibration, switches, recipe.finetune, log)
+
+
+def sizes(model: Any, switches: list[Switch]) -> dict[str, Any]:
+    """Returns parameters and key-value bytes per token without and with the switches, which are on, as plain data."""
+    with switched_off(switches):
         before = _size(model)
     after = _size(model)
-    removed = sum(replacement.removed_parameters() for replacement in replacements)
+    removed = sum(switch.removed_parameters() for switch in switches)
     added = after["parameters"] - before["parameters"] + removed
     return {"before": before, "after": after, "removed_parameters": removed, "added_parameters": added}
 

@@ -1,7 +1,7 @@
 """Puts bypasses into a model, and takes them out again."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,46 @@ from subfit.modeling_subfit import Shared, Zero, compressed_class, describe, sta
 from subfit.sites import Site, decoder_layers
 
 
-class Replacement:
+class Switch:
+    """Modules of a model that can be exchanged for others, and back.
+
+    Args:
+        model: the model.
+        new: what stands at which path when it is on.
+        old: what stands there when it is off.
+
+    Attributes:
+        first_layer: index of the first decoder layer that it changes.
+    """
+
+    first_layer: int
+
+    def __init__(self, model: nn.Module, new: Mapping[str, nn.Module], old: Mapping[str, nn.Module]):
+        self.model = model
+        self._new, self._old = dict(new), dict(old)
+
+    def on(self) -> None:
+        """Puts the new modules in the places of the old ones."""
+        self._put(self._new)
+
+    def off(self) -> None:
+        """Puts the old ones back."""
+        self._put(self._old)
+
+    def _put(self, modules: dict[str, nn.Module]) -> None:
+        for path, module in modules.items():
+            self.model.set_submodule(path, module)
+
+    def trainable(self) -> Iterable[nn.Module]:
+        """Returns the modules all of whose parameters may be fine-tuned."""
+        return ()
+
+    def removed_parameters(self) -> int:
+        """Returns the number of parameters that leave the model."""
+        return 0
+
+
+class Replacement(Switch):
     """A bypass in the place of a site of a model, which can be switched off and on.
 
     An output norm is always replaced by the identity, because the bypass is fitted to what the branch adds after it; the
@@ -28,7 +67,6 @@ class Replacement:
         merged: modules elsewhere in the model, by path, that do the bypass's work; nothing is left at the site.
 
     Attributes:
-        first_layer: index of the first decoder layer that it changes.
         explained: share of the targets' variance that the fit explains, if known.
     """
 
@@ -52,29 +90,19 @@ class Replacement:
         skipped = [site.input_norm if skips_input_norm else None, site.output_norm]
         self.skipped_norms = [norm for norm in skipped if norm is not None]
         self.left = Zero() if merged else self.bypass
-        self._new = {site.path: stand_in(self.left, site.as_dict(), counts=False)}
-        self._new.update({norm: nn.Identity() for norm in self.skipped_norms})
-        self._old = {path: model.get_submodule(path) for path in self._new}
-        self._new.update(merged or {})
-        self._kept = {path: model.get_submodule(path) for path in merged or {}}
+        new = {site.path: stand_in(self.left, site.as_dict(), counts=False)}
+        new.update({norm: nn.Identity() for norm in self.skipped_norms})
+        self._leaving = [model.get_submodule(path) for path in new]
+        new.update(merged or {})
+        super().__init__(model, new, {path: model.get_submodule(path) for path in new})
         root, _ = decoder_layers(model)
         self.first_layer = min(int(path.removeprefix(f"{root}.").split(".")[0]) for path in self._new)
 
-    def on(self) -> None:
-        """Puts the bypass in the place of the branch."""
-        self._put(self._new)
-
-    def off(self) -> None:
-        """Puts the branch back."""
-        self._put(self._old | self._kept)
-
-    def _put(self, modules: dict[str, nn.Module]) -> None:
-        for path, module in modules.items():
-            self.model.set_submodule(path, module)
+    def trainable(self) -> Iterable[nn.Module]:
+        return (self.left,)
 
     def removed_parameters(self) -> int:
-        """The number of parameters that leave the model with the branch."""
-        return sum(p.numel() for module in self._old.values() for p in module.parameters())
+        return sum(p.numel() for module in self._leaving for p in module.parameters())
 
 
 class Retrained(Replacement):
@@ -91,26 +119,33 @@ class Retrained(Replacement):
         weight = next(layer.parameters())
         trained = trained.to(weight.device, weight.dtype).requires_grad_(False)
         path = next(path for path, module in model.named_modules() if module is layer)
-        self.model, self.site, self.skipped_norms, self.first_layer = model, site, [], site.layer
+        Switch.__init__(self, model, {path: trained}, {path: layer})
+        self.site, self.skipped_norms, self.first_layer = site, [], site.layer
         self.bypass = trained
-        self._new, self._old, self._kept = {path: trained}, {path: layer}, {}
+
+    def trainable(self) -> Iterable[nn.Module]:
+        return ()
 
     def removed_parameters(self) -> int:
-        """The number of parameters that are replaced by others."""
-        return self.site.parameters
+        return self.site.parameters  # which others replace
 
 
 @contextmanager
-def switched_off(replacements: Iterable[Replacement]) -> Iterator[None]:
-    """Within the context, the model is as it was before these replacements."""
-    replacements = list(replacements)
-    for replacement in replacements:
-        replacement.off()
+def switched_off(switches: Iterable[Switch]) -> Iterator[None]:
+    """Within the context, the model is as it was before these switches, which are on, in this order."""
+    switches = list(switches)
+    turn_off(switches)
     try:
         yield
     finally:
-        for replacement in replacements:
-            replacement.on()
+        for switch in switches:
+            switch.on()
+
+
+def turn_off(switches: Sequence[Switch]) -> None:
+    """Switches off the last first, as a later one may have changed what an earlier one has put there."""
+    for switch in reversed(switches):
+        switch.off()
 
 
 def check_replaceable(model: Any) -> None:
@@ -121,18 +156,18 @@ def check_replaceable(model: Any) -> None:
         raise SubFitError(f"{type(model).__name__} is not a causal language model that AutoModelForCausalLM loads")
 
 
-def finish(model: Any, replacements: list[Replacement], sites: list[Site]) -> None:
-    """Makes the replacements of a model final, in place: what was replaced is gone, and the model can be saved.
+def finish(model: Any, switches: Sequence[Switch], sites: list[Site]) -> None:
+    """Makes what was exchanged in a model final, in place: what was replaced is gone, and the model can be saved.
 
     Modules that several bypasses share become the model's own (`model.subfit_shared`), `model.config.subfit` describes
     what stands where, and the model gets the class that its checkpoint loads as.
 
     Args:
-        model: a causal language model of transformers, with all replacements on.
-        replacements: its replacements.
+        model: a causal language model of transformers, with all switches on.
+        switches: what was exchanged in it.
         sites: all sites of the dense model.
     """
-    replacements = [r for r in replacements if not isinstance(r, Retrained)]
+    replacements = [s for s in switches if isinstance(s, Replacement) and not isinstance(s, Retrained)]
     uses = Counter(id(module) for r in replacements for module in set(r.left.modules()))
     shared: dict[str, nn.Module] = {}
     described = []

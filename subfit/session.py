@@ -19,11 +19,10 @@ from subfit.calibration import Calibration
 from subfit.commands.options import resolve
 from subfit.comparison import Comparison
 from subfit.data import Data, windows
-from subfit.finetune import fine_tune
 from subfit.logs import open_log
 from subfit.models import load
-from subfit.pipeline import Scores, fit_recipe, sizes, timed
-from subfit.replace import check_replaceable
+from subfit.pipeline import Scores, fit_recipe, sizes, timed, tune
+from subfit.replace import check_replaceable, turn_off
 from subfit.scorer import Scorer, StreamScorer, score_sites, score_together
 
 
@@ -59,17 +58,14 @@ class Session:
             return _remembered(calibration, scorer, whole["scorer"], self._scorers_beside(whole))
 
         with open_log(options.logger, whole, group=self._folder.absolute().parent.name) as log:
-            replacements, record = fit_recipe(calibration, options, score)
+            switches, record = fit_recipe(calibration, options, score)
             try:
-                if options.finetune is not None:
-                    with timed(record["seconds"], "finetune"):
-                        record["finetune"] = fine_tune(calibration, replacements, options.finetune, log)
-                record["size"] = sizes(calibration.model, replacements)
+                tune(calibration, switches, options, record, log)
+                record["size"] = sizes(calibration.model, switches)
                 with timed(record["seconds"], "evaluate"):
-                    record["texts"] = {name: comparison.measure(replacements) for name, comparison in comparisons.items()}
+                    record["texts"] = {name: comparison.measure(switches) for name, comparison in comparisons.items()}
             finally:
-                for replacement in replacements:
-                    replacement.off()
+                turn_off(switches)
             log.result(record)
         return record
 

@@ -32,7 +32,7 @@ class Windows(LightningDataModule):
         super().__init__()
         if len(tokens) < 2:
             raise SubFitError(f"{len(tokens)} calibration windows; fine-tuning needs one to train on, and one to judge by")
-        held = torch.arange(len(tokens)) % HELD_OUT == 0
+        held = held_out(len(tokens))
         self.held_out, self.kept = tokens[held], tokens[~held]
         self._batch_size, self._batches, self._seed = batch_size, batches, seed
 
@@ -47,6 +47,11 @@ class Windows(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         return DataLoader(self.held_out, batch_size=self._batch_size)  # type: ignore[arg-type]  # rows of a tensor
+
+
+def held_out(windows: int) -> Tensor:
+    """Returns which windows are held out, as booleans."""
+    return torch.arange(windows) % HELD_OUT == 0
 
 
 class Order(Sampler[list[int]]):

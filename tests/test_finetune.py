@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokens
 
+from subfit.adapters import LoRA
 from subfit.calibration import Calibration
 from subfit.distillation import Distillation
 from subfit.errors import SubFitError
@@ -253,11 +254,12 @@ def test_too_few_windows_and_nothing_to_train_leave_the_fit():
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"trainer": TrainerFlags(max_steps=0)}, "max_steps is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"lora": {"rank": 0}}, "layers and rank must be at least 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_at_once(given, message):
     with pytest.raises(SubFitError, match=message):
-        FineTuning(**given)
+        FineTuning(**given | ({"lora": LoRA(**given["lora"])} if "lora" in given else {}))
 
 
 def test_the_learning_rate_rises_and_falls_to_nothing():
@@ -278,9 +280,40 @@ def test_the_model_is_dense_again_when_all_is_switched_off(spoilt):
         assert all(torch.equal(dense[name], value) for name, value in calibration.model.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_of_the_last_layers_are_trained_and_merged(spoilt, dtype):
+    """What is kept is a model without adapters, whose divergence is as low as with them."""
+    some = {"dtype": dtype, "selector": Given(["attention.0", "ffn.0", "attention.2", "ffn.3"])}
+    without = tuned(settings(learning_rate=1e-3), **some)
+    result = tuned(settings(learning_rate=1e-3, lora=LoRA(layers=2, rank=3)), **some)
+    record, other = result.record["finetune"], without.record["finetune"]
+    assert record["kept"] == "fine-tuned" and record["kl_after"] < record["kl_before"]
+    assert record["curve"][-1]["training_loss"] < other["curve"][-1]["training_loss"]
+    lowest = min(point["kl"] for point in record["curve"])
+    assert record["kl_after"] == pytest.approx(lowest, rel=1e-5 if dtype == torch.float32 else 0.05)
+    assert record["trained_parameters"] > other["trained_parameters"]
+    assert result.record["size"] == without.record["size"]
+    dense, found = tiny_model().to(dtype).state_dict(), result.model.state_dict()
+    assert found.keys() == without.model.state_dict().keys()
+    sites = tuple(f"{site['path']}." for site in result.model.config.subfit["sites"])
+    kept = [name for name in dense if name in found and not name.startswith(sites)]
+    changed = {name for name in kept if not torch.equal(dense[name], found[name])}
+    assert changed == {name for name in kept if name.endswith("_proj.weight") and name.split(".")[2] in "23"} and changed
+
+
+def test_adapters_that_gain_nothing_leave_no_trace(tmp_path):
+    some = {"selector": Given(["attention.0", "ffn.3"])}
+    result = tuned(settings(4, 2, learning_rate=100.0, lora=LoRA(layers=1)), **some)
+    assert result.record["finetune"]["kept"] == "closed-form" and same(result, tuned(None, **some))
+    with pytest.raises(SubFitError, match="layers is 5; the model has 4"):
+        tuned(settings(4, lora=LoRA(layers=5)), **some)
+    with pytest.raises(SubFitError, match="no linear map is kept in the last 1 layers"):
+        tuned(settings(4, lora=LoRA(layers=1)), selector=Given(["attention.3", "ffn.3"]))
+
+
 def test_a_cell_of_an_ablation_is_fine_tuned_and_the_model_dense_again(tmp_path, model_folder, text_file):
     cell = {"model": str(model_folder), "calibration": {"path": str(text_file), "windows": 12, "length": 32}}
-    trained = {**cell, "finetune": {"trainer": {"max_steps": 2}}}
+    trained = {**cell, "finetune": {"trainer": {"max_steps": 2}, "lora": {"layers": 4}}}
     session = Session(tmp_path / "cache", {})
     plain, one, again = (session.run(given) for given in (cell, trained, cell))
     assert len(one["finetune"]["curve"]) == 2 and "finetune" not in plain
