@@ -1,6 +1,5 @@
 """Low-rank adapters of kept layers, trained beside the bypasses and merged into the weights afterwards."""
 
-import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,6 +9,8 @@ import torch
 from torch import nn
 
 from subfit.errors import SubFitError
+from subfit.merge import linear_like
+from subfit.processes import whole
 from subfit.replace import Switch
 from subfit.sites import decoder_layers
 
@@ -77,8 +78,9 @@ class Adapters(Switch):
     def merge(self) -> None:
         """Puts linear maps with the adapters' products added to their weights in the places of the adapted ones."""
         for path, adapted in zip(self._new, self._adapted, strict=True):
-            merged = copy.deepcopy(adapted.get_base_layer())
-            wide = torch.promote_types(merged.weight.dtype, torch.float32)
-            merged.weight.copy_(merged.weight.to(wide) + adapted.get_delta_weight("default").to(wide))
-            self._new[path] = merged
+            base = adapted.get_base_layer()
+            weight, change = whole(base.weight), adapted.get_delta_weight("default")
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            bias = None if base.bias is None else whole(base.bias)
+            self._new[path] = linear_like(base, weight.to(wide) + change.to(wide), bias)
         self.on()

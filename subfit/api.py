@@ -21,10 +21,10 @@ from subfit.evaluation import evaluate
 from subfit.finetune import FineTuning, TrainerFlags
 from subfit.footprint import footprint
 from subfit.logs import Log, LoggerName, open_log
-from subfit.models import load
+from subfit.models import device_of, load
 from subfit.picture import draw_speed
 from subfit.pipeline import Compression, Recipe, compress_model
-from subfit.processes import leads
+from subfit.processes import divide, join
 from subfit.random_weights import random_models
 from subfit.speed import Workload, check_comparable, compare_speed, setting
 
@@ -46,6 +46,8 @@ class Options(Recipe):
         dtype: data type of the model's weights; `auto` is the checkpoint's own, and float32 for a `.gguf` file.
         device: torch device; `auto` is CUDA where there is one.
         batch_size: windows run at once.
+        fsdp: whether the processes that torchrun has started divide the weights of the decoder layers among them, for models
+            that do not fit on one device.
         logger: where the run is logged: `none`; `csv`, files in the folder `<output>.run`; or `wandb`, Weights & Biases,
             whose own settings hold.
         log_checkpoint: whether Weights & Biases gets the saved model, too.
@@ -60,6 +62,7 @@ class Options(Recipe):
     dtype: str = "auto"
     device: str = "auto"
     batch_size: int = 8
+    fsdp: bool = False
     logger: LoggerName = "none"
     log_checkpoint: bool = False
     resume: str | None = None
@@ -135,7 +138,7 @@ def run(options: Options, configuration: dict[str, Any]) -> Compression:
 def _run(options: Options, configuration: dict[str, Any], log: Log) -> Compression:
     start = time.perf_counter()
     torch.manual_seed(options.seed)
-    model, tokenizer = load(options.model, dtype=options.dtype, device=options.device)
+    model, tokenizer = model_of(options)
     if options.output is not None:
         checkpoint.check_space(options.output, model)
     loaded = time.perf_counter()
@@ -152,7 +155,7 @@ def _run(options: Options, configuration: dict[str, Any], log: Log) -> Compressi
         evaluation_tokens={"shape": list(held_out.shape), "sha256": _fingerprint(held_out)},
         versions={"python": platform.python_version(), **{p: version(p) for p in ("subfit", "torch", "transformers")}},
     )
-    if options.output is not None and leads():
+    if options.output is not None:
         checkpoint.save(compression, options.output)
     return compression
 
@@ -243,6 +246,17 @@ def _describe(kind: str, name: str) -> dict[str, Any]:
         "parameters": [str(p).replace("typing.", "") for p in parameters],
         "documentation": documentation,
     }
+
+
+def model_of(options: Options) -> tuple[Any, Any]:
+    """The dense model of a run, and its tokenizer."""
+    if not options.fsdp:
+        return load(options.model, dtype=options.dtype, device=options.device)
+    device = device_of(options.device)
+    join(device)
+    model, tokenizer = load(options.model, dtype=options.dtype, device="cpu")
+    divide(model, device)
+    return model, tokenizer
 
 
 def tokens_of(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from subfit.errors import SubFitError
 from subfit.picture import draw_scores
 from subfit.pipeline import Compression
+from subfit.processes import leads, whole
 
 SLACK = 1.05  # a checkpoint's size over that of its weights: tokenizer, configuration, picture
 
@@ -38,9 +39,15 @@ def check_space(output: str, model: Any) -> None:
 
 
 def save(compression: Compression, output: str) -> None:
-    """Writes model, tokenizer, `compression.json`, model card and picture to a new folder; see `new_folder`."""
+    """Writes model, tokenizer, `compression.json`, model card and picture to a new folder; see `new_folder`.
+
+    Of processes that work together, the first writes; all must call this.
+    """
+    weights = {name: whole(value) for name, value in compression.model.state_dict().items()}
+    if not leads():
+        return
     with new_folder(output) as folder:
-        compression.model.save_pretrained(folder)
+        compression.model.save_pretrained(folder, state_dict=weights)
         if compression.tokenizer is not None:
             compression.tokenizer.save_pretrained(folder)
         draw_scores(compression.record, folder / "scores.png")

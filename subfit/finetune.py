@@ -18,7 +18,7 @@ from subfit.calibration import Calibration
 from subfit.comparison import Comparison
 from subfit.errors import SubFitError
 from subfit.logs import Log
-from subfit.processes import leave
+from subfit.processes import leave, whole
 from subfit.replace import Replacement, Switch, switched_off
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _train(
                 raise KeyboardInterrupt from None
             raise
         finally:
-            if flags["strategy"] != "auto":
+            if flags["strategy"] != "auto" and not torch.distributed.is_torchelastic_launched():
                 leave()
 
 
@@ -246,7 +246,7 @@ def _identity(calibration: Calibration, switches: list[Switch], masters: "Master
     weights = hashlib.sha256()
     with switched_off(switches):
         for parameter in calibration.model.parameters():
-            weights.update(_bytes(parameter.detach().flatten()[:1024].float()))
+            weights.update(_bytes(whole(parameter.detach()).flatten()[:1024].float()))
     return {
         "model": weights.hexdigest(),
         "selection": [switch.site.name for switch in switches if isinstance(switch, Replacement)],

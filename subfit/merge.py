@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from subfit.errors import SubFitError
+from subfit.processes import whole
 from subfit.sites import Site, probe
 
 
@@ -57,9 +58,16 @@ def merged(linear: Any, change: Any) -> nn.Linear:
     """Returns a copy of the linear layer `linear` that gives y + change(y) where it gave y; `change` has no bias."""
     weight = change.weight.T.double()
     weight = torch.eye(len(weight), dtype=torch.float64, device=weight.device) + weight
-    other = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None)
+    bias = None if linear.bias is None else whole(linear.bias).double() @ weight
+    return linear_like(linear, weight.T @ whole(linear.weight).double(), bias)
+
+
+@torch.no_grad()
+def linear_like(linear: Any, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Returns a linear layer of the shape, device and data type of another, with a weight and a bias of its own."""
+    other = nn.Linear(linear.in_features, linear.out_features, bias is not None)
     other.to(linear.weight.device, linear.weight.dtype).requires_grad_(False)
-    other.weight.copy_(weight.T @ linear.weight.double())
-    if linear.bias is not None:
-        other.bias.copy_(linear.bias.double() @ weight)
+    other.weight.copy_(weight)
+    if bias is not None:
+        other.bias.copy_(bias)
     return other

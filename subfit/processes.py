@@ -5,10 +5,12 @@ import os
 from typing import TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from subfit.errors import SubFitError
+from subfit.sites import decoder_layers
 
 T = TypeVar("T")
 
@@ -24,6 +26,8 @@ def join(device: torch.device) -> None:
     What is summed over tokens, by metrics of torchmetrics and by `total`, is then summed over all of them.
     """
     if distributed.is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1" and not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(leave)
 
@@ -32,6 +36,31 @@ def leave() -> None:
     """From here on, each process works alone."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def divide(model: nn.Module, device: torch.device) -> None:
+    """Divides the weights of the decoder layers among the processes, and moves the model to their devices.
+
+    A layer's weights are gathered while it runs (FSDP, arXiv 2304.11277); the embedding and the head are whole everywhere.
+
+    Raises:
+        SubFitError: if there are not several processes.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if not several():
+        raise SubFitError("fsdp divides a model among several processes: torchrun --nproc-per-node 2 -m subfit.cli ...")
+    model.requires_grad_(False)
+    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+    for layer in decoder_layers(model)[1]:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    model.to(device)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns a tensor that may be divided among the processes as a plain one; all of them must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def several() -> bool:

@@ -13,14 +13,13 @@ from torch import Tensor
 
 import strategies
 from subfit import registry
-from subfit.api import Options, tokens_of
+from subfit.api import Options, model_of, tokens_of
 from subfit.cache import Cache
 from subfit.calibration import Calibration
 from subfit.commands.options import resolve
 from subfit.comparison import Comparison
 from subfit.data import Data, windows
 from subfit.logs import open_log
-from subfit.models import load
 from subfit.pipeline import Scores, fit_recipe, sizes, timed, tune
 from subfit.replace import check_replaceable, turn_off
 from subfit.scorer import Scorer, StreamScorer, score_sites, score_together
@@ -76,10 +75,10 @@ class Session:
 
     def _data(self, options: Options) -> tuple[Calibration, dict[str, Comparison]]:
         """The calibration, and the comparisons by name; that on the configuration's own windows is called `evaluation`."""
-        source = (options.model, options.dtype, options.device)
+        source = (options.model, options.dtype, options.device, options.fsdp)
         if "model" in self._kept and self._kept["model"][0] != source:
             self._kept.clear()  # all of it holds the other model
-        model, tokenizer = self._latest("model", source, lambda: load(source[0], dtype=source[1], device=source[2]))
+        model, tokenizer = self._latest("model", source, lambda: model_of(options))
         asked = (options.seed, repr(options.calibration), repr(options.evaluation))
         tokens, held_out = self._latest("tokens", asked, lambda: tokens_of(options, model, tokenizer))
         used = _digest([_bytes(tokens)])

@@ -7,9 +7,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from conftest import recipe, tiny_model, tiny_tokens
+from torch.distributed.tensor import DTensor
+from conftest import Given, recipe, tiny_model, tiny_tokens
 
+from subfit.adapters import LoRA
+from subfit.finetune import FineTuning, TrainerFlags
 from subfit.pipeline import compress_model
+from subfit.processes import divide, join, whole
 
 SMALL = {"windows": 3, "length": 12}
 RECIPES = {
@@ -26,12 +30,46 @@ RECIPES = {
 }
 
 
+DIVIDED = {  # with the weights of the layers divided among the processes, if there are several
+    "the paper's, divided": RECIPES["the paper's"],
+    "sequential, divided": RECIPES["sequential"],
+    "merged, divided": {
+        "scorer": "weight_activation",
+        "selector": "contiguous",
+        "attention_bypass": "identity",
+        "ffn_bypass": {"class_path": "at_cut", "init_args": {"bypass": "replace_me"}},
+        "protect": ["layer.0"],
+        "fitting": "sequential",
+    },
+    "gradients, divided": {"scorer": {"class_path": "taylor", "init_args": SMALL}},
+}
+
+
+def tuned(processes: int) -> FineTuning:
+    strategy = "ddp" if processes > 1 else "auto"
+    flags = TrainerFlags(max_steps=4, val_check_interval=2, devices=processes, strategy=strategy, precision="64-true")
+    return FineTuning(trainer=flags, batch_size=2, gradient_checkpointing=True, lora=LoRA(layers=4, rank=2))
+
+
 def main(folder: str) -> None:
-    found = {}
-    for name, given in RECIPES.items():
+    found, processes = {}, int(os.environ.get("WORLD_SIZE", "1"))
+    poor = dict.fromkeys(("attention_bypass", "ffn_bypass"), {"class_path": "linear", "init_args": {"ridge": 100.0}})
+    tuning = {"fine-tuned, divided": {"finetune": tuned(processes), "selector": Given(["attention.1", "ffn.2"]), **poor}}
+    for name, given in (RECIPES | DIVIDED | tuning).items():
         torch.manual_seed(0)
-        result = compress_model(tiny_model().double(), tiny_tokens(21, 24), recipe(sparsity=0.5, **given), batch_size=4)
-        found[name] = {"record": {**result.record, "seconds": None}, "weights": dict(result.model.state_dict())}
+        model = tiny_model().double()
+        if processes > 1 and "divided" in name:
+            join(torch.device("cpu"))
+            divide(model, torch.device("cpu"))
+        made = recipe(sparsity=0.5, **given)
+        result = compress_model(model, tiny_tokens(21, 24), made, evaluation=tiny_tokens(3, 24, seed=1), batch_size=4)
+        state = result.model.state_dict()
+        held = {key: value.to_local() if isinstance(value, DTensor) else value for key, value in state.items()}
+        found[name] = {
+            "record": {**result.record, "seconds": None},
+            "weights": {key: whole(value) for key, value in state.items()},
+            "held": sum(value.numel() for key, value in held.items() if ".layers." in key),
+        }
     torch.save(found, Path(folder) / os.environ.get("RANK", "alone"))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from subfit.errors import SubFitError
-from subfit.processes import total
+from subfit.processes import total, whole
 from subfit.scorer import Scorer
 from subfit.sites import Site, first_tensor
 
@@ -42,7 +42,8 @@ class WeightActivation(Scorer):
         def done(site):
             weighed = []
             for layer in layers[site]:
-                weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
+                weight = whole(layer.weight)
+                weight = weight if isinstance(layer, nn.Linear) else weight.T
                 size = (total(squares.pop(layer)) / calibration.tokens.numel()).sqrt()
                 weighed.append((weight.float().abs() * size.float()).flatten())
             scores[site] = float(torch.cat(weighed).median())
