@@ -7,8 +7,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from torch.distributed.tensor import DTensor
 from conftest import Given, recipe, tiny_model, tiny_tokens
+from torch.distributed.tensor import DTensor
 
 from subfit.adapters import LoRA
 from subfit.finetune import FineTuning, TrainerFlags
