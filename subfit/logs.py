@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from subfit.errors import SubFitError
 from subfit.picture import draw_scores
 from subfit.processes import leads
+from subfit.rows import flat
 
 LoggerName = Literal["none", "csv", "wandb"]
 SITES = ("site", "kind", "layer", "score", "selected", "explained_variance")
@@ -129,6 +130,36 @@ def open_log(
     if logger == "wandb":
         return WandbLog(configuration, folder, resume, group, artifact)
     return (CsvLog if logger == "csv" else Log)(folder, resume)
+
+
+class TableLog:
+    """One run of Weights & Biases for a whole ablation: a step of its curves, and a line of its table, for each cell.
+
+    Args:
+        name: of the run.
+    """
+
+    def __init__(self, name: str):
+        self._run = _start(name=name, job_type="ablation")
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Logs the row of a finished cell."""
+        short = {**row["values"], **{key: row[key] for key in ("texts", "size", "seconds", "total_seconds")}}
+        self._rows.append(flat(short))
+        self._run.log(self._rows[-1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        """Logs the table and ends the run."""
+        import wandb
+
+        columns: list[Any] = list(dict.fromkeys(key for row in self._rows for key in row))
+        data = [[row.get(column) for column in columns] for row in self._rows]
+        self._run.log({"cells": wandb.Table(columns=columns, data=data, allow_mixed_types=True)})
+        self._run.finish(exit_code=0 if error is None else 1)
 
 
 def sites(record: dict[str, Any]) -> Sequence[tuple[Any, ...]]:

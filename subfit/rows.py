@@ -82,7 +82,7 @@ class Rows:
 
     def write_table(self) -> None:
         """Writes the last row of each cell to `results.csv`, with a column for each value, named with dots."""
-        rows = [_flat(row) for row in self.read().values()]
+        rows = [flat(row) for row in self.read().values()]
         buffer = io.StringIO()
         table = csv.DictWriter(buffer, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         table.writeheader()
@@ -114,12 +114,12 @@ def write_whole(path: Path, text: str) -> None:
         raise SubFitError(f"cannot write {path}: {error}") from error
 
 
-def _flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested mappings as one, the keys joined by dots; a list as its items joined by spaces."""
-    flat: dict[str, Any] = {}
+def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Returns nested mappings as one, the keys joined by dots; a list as its items joined by spaces."""
+    found: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{before}{key}.")
+            found |= flat(value, f"{before}{key}.")
         else:
-            flat[before + key] = " ".join(map(str, value)) if isinstance(value, list) else value
-    return flat
+            found[before + key] = " ".join(map(str, value)) if isinstance(value, list) else value
+    return found

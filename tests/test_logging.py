@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from subfit import api
+from subfit.cli import main
 from subfit.errors import SubFitError
 from subfit.logs import SITES, open_log, sites
 
@@ -153,6 +154,24 @@ def test_a_run_that_fails_is_marked_as_failed(offline):
     assert found["run"].run_group == "grid" and list(found["run"].tags) == ["scorer:kl"]
     (path,) = offline.glob("wandb/offline-run-*/*.wandb")
     assert [r.exit.exit_code for r in records(path) if r.WhichOneof("record_type") == "exit"] == [1]
+
+
+def test_an_ablation_can_be_one_run_with_a_row_for_each_cell(offline, model_folder, text_file, capsys):
+    options = {"model": str(model_folder), "calibration": {"path": str(text_file), "windows": 4, "length": 16}}
+    options["evaluation"] = {"windows": 1}
+    Path("grid.yaml").write_text(json.dumps({"options": options, "axes": {"scorer": ["rotation", "magnitude"]}}))
+    assert main(["ablate", "grid.yaml", "--output", "cells", "--wandb", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    found = logged(offline)
+    assert found["run"].display_name == "cells"
+    table = json.loads((found["files"] / found["summary"]["cells"]["path"]).read_text())
+    for row, line, step in zip(rows, table["data"], found["history"], strict=False):
+        cells = dict(zip(table["columns"], line, strict=True))
+        assert cells["scorer"] == step["scorer"] == row["values"]["scorer"]
+        for shown in (cells, step):
+            assert shown["texts.evaluation.perplexity_ratio"] == row["texts"]["evaluation"]["perplexity_ratio"]
+            assert shown["size.after.parameters"] == row["size"]["after"]["parameters"]
+    assert len(table["data"]) == 2
 
 
 def test_csv_files_hold_what_the_record_holds(tmp_path, model_folder, text_file, monkeypatch):

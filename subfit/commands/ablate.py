@@ -2,6 +2,8 @@
 
 import json
 import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,6 +14,7 @@ from rich.text import Text
 from subfit import ablation
 from subfit.commands.options import Parser, add_plugins, without_plugins
 from subfit.grid import Cell
+from subfit.logs import TableLog
 
 SHOWN = 20  # rows of the live table
 STYLES = {"done": "green", "failed": "red", "running": "yellow", "elsewhere": "dim"}
@@ -23,13 +26,22 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("grid", help="The grid, a YAML file.")
     parser.add_argument("--output", required=True, help="Folder for rows.jsonl, results.csv and what the cells share.")
     parser.add_argument("--shard", default="1/1", help="i/n: run every n-th cell, beginning with the i-th.")
+    parser.add_argument("--wandb", action="store_true", help="Log the cells as the rows of one run of Weights & Biases.")
     parser.add_argument("--json", action="store_true", help="Print the rows as JSON.")
     add_plugins(parser)
     parsed = parser.parse_args(without_plugins(arguments))
     progress = _Progress()
     console = Console(stderr=True)
-    with Live(get_renderable=progress.show, console=console, refresh_per_second=1, transient=True):
-        rows = ablation.ablate(parsed.grid, parsed.output, parsed.shard, progress.report)
+    with ExitStack() as stack:
+        log = stack.enter_context(TableLog(Path(parsed.output).absolute().name)) if parsed.wandb else None
+
+        def report(cell: Cell, status: str, row: dict[str, Any]) -> None:
+            progress.report(cell, status, row)
+            if log is not None and status == "done":
+                log.add(row)
+
+        stack.enter_context(Live(get_renderable=progress.show, console=console, refresh_per_second=1, transient=True))
+        rows = ablation.ablate(parsed.grid, parsed.output, parsed.shard, report)
     failed = [row for row in rows if row["status"] == "failed"]
     if parsed.json:
         print(json.dumps(rows, indent=2))
