@@ -9,6 +9,7 @@ from subfit.errors import SubFitError
 from subfit.grid import Cell, read_grid
 from subfit.rows import Rows
 from subfit.session import Session
+from subfit.tasks import read_task
 
 WAIT = 2.0  # seconds between looks at cells that other processes are running
 
@@ -39,11 +40,14 @@ def ablate(
     grid = read_grid(path)
     grid.check_files()
     cells = _shard(grid.cells, shard)
-    texts = {name: vars(data) for name, data in grid.texts.items()}
-    rows = Rows(output, {"cells": {cell.name: cell.values for cell in grid.cells}, "texts": texts})
+    tasks = [read_task(name, grid.items) for name in grid.tasks]
+    evaluation: dict[str, Any] = {"texts": {name: vars(data) for name, data in grid.texts.items()}}
+    if tasks:
+        evaluation |= {"tasks": grid.tasks, "items": grid.items}
+    rows = Rows(output, {"cells": {cell.name: cell.values for cell in grid.cells}, **evaluation})
     started = rows.read()
     left = [cell for cell in cells if not cell.is_row(started.get(cell.name))]
-    session = Session(rows.folder / "cache", grid.texts, [cell.configuration for cell in left])
+    session = Session(rows.folder / "cache", grid.texts, tasks, [cell.configuration for cell in left])
     for cell in cells:
         if cell not in left:
             report(cell, "done", started[cell.name])

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from subfit.cache import Cache
-from subfit.quality import evaluate_logits
+from subfit.perplexity import intervals
+from subfit.quality import summary, window_sums
 from subfit.replace import Switch
 from subfit.stream import ResidualStream
 
@@ -37,7 +38,7 @@ class Comparison:
 
     @torch.no_grad()
     def measure(self, switches: Collection[Switch]) -> dict[str, Any]:
-        """Returns `evaluate_logits` of the model with some switches on, as they are, against the dense model."""
+        """Returns how the model, with some switches on, compares with the dense one: `summary` and `intervals`."""
         first = min((switch.first_layer for switch in switches), default=len(self._dense.layers))
         moved = self._dense.fork()
         if first < len(moved.layers):
@@ -45,9 +46,10 @@ class Comparison:
         while moved.position < len(moved.layers):
             moved.step()
         compressed, dense = iter(moved.batches), iter(moved.batches)
-        return evaluate_logits(
+        sums = window_sums(
             lambda batch: moved.logits(next(compressed)),
             moved.tokens,
             lambda batch: self._dense.logits(next(dense)),
             self._batch_size,
         )
+        return summary(sums) | intervals(sums)

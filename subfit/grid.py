@@ -13,7 +13,7 @@ from subfit.api import DEFAULTS, EvaluationData, Options
 from subfit.commands.options import read_mapping, resolve
 from subfit.errors import SubFitError
 
-KEYS = ("base", "options", "axes", "zip", "cells", "exclude", "texts")
+KEYS = ("base", "options", "axes", "zip", "cells", "exclude", "texts", "tasks", "items")
 OPTIONS = frozenset(option.name for option in fields(Options)) - {"output"}
 
 
@@ -40,10 +40,18 @@ class Cell:
 
 @dataclass
 class Grid:
-    """The cells of a grid file, and the further texts that each is evaluated on, as data sources by name."""
+    """The cells of a grid file, and what each is evaluated on besides its own evaluation windows.
+
+    Attributes:
+        texts: data sources by name.
+        tasks: files of zero-shot tasks.
+        items: number of items of each task, the first ones; all if None.
+    """
 
     cells: list[Cell]
     texts: dict[str, EvaluationData]
+    tasks: list[str]
+    items: int | None
 
     def check_files(self) -> None:
         """Raises SubFitError if a text file that a cell needs is missing."""
@@ -55,7 +63,7 @@ class Grid:
 def read_grid(path: str) -> Grid:
     """Reads a grid file.
 
-    Its keys, all but one of the last three optional:
+    Its keys, of which one of `axes`, `zip` and `cells` is needed:
 
     - `base`: a configuration file, or a list of them, of which the later wins; relative to the grid file, as all files here.
     - `options`: options that all cells have besides.
@@ -66,6 +74,7 @@ def read_grid(path: str) -> Grid:
     - `cells`: a list of mappings of options.
     - `exclude`: a list of mappings; a cell is left out that has all values of one of them.
     - `texts`: further texts to evaluate each cell on: a mapping of names to data sources, as for `evaluation`.
+    - `tasks`: files of zero-shot tasks to evaluate each cell on, see `tasks.read_task`; of each, the first `items`, or all.
 
     Raises:
         SubFitError: if the file cannot be read, or a cell of it could not be run, or two cells are the same.
@@ -91,7 +100,12 @@ def read_grid(path: str) -> Grid:
         name = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
         cells.append(Cell(chosen, whole, name))
     _check_different(path, cells)
-    return Grid(cells, _texts(path, content.get("texts", {})))
+    tasks, items = content.get("tasks", []), content.get("items")
+    if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
+        raise SubFitError(f"{path}: tasks must be a list of .jsonl files")
+    if items is not None and (not isinstance(items, int) or items < 1):
+        raise SubFitError(f"{path}: items is {items!r}; it must be at least 1")
+    return Grid(cells, _texts(path, content.get("texts", {})), tasks, items)
 
 
 def _combinations(path: str, content: dict[str, Any]) -> Iterator[dict[str, Any]]:

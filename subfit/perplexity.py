@@ -77,19 +77,23 @@ def measure(
     Args:
         logits, tokens, first, reference, batch_size, label: as for `quality.window_sums`.
         tokenizer: decodes the tokens, to count their bytes.
-        seed: seed of the resampling. The ratio's interval resamples both models' losses on the same windows.
+        seed: seed of the resampling.
     """
     sums = window_sums(logits, tokens, reference, batch_size, label, first)
-    found = summary(sums)
-    nats, counts = sums["nll"].cpu(), sums["tokens"].cpu()
     size = byte_counts(tokens, first, lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)).sum()
-    result = {
-        "windows": len(tokens),
-        **found,
-        "perplexity_interval": _exp(bootstrap_interval(nats, counts, seed)),
-        "bits_per_byte": float(nats.sum() / log(2) / size),
-    }
-    if reference is not None:
+    bits = float(sums["nll"].sum() / log(2) / size)
+    return {"windows": len(tokens), **summary(sums), **intervals(sums, seed), "bits_per_byte": bits}
+
+
+def intervals(sums: dict[str, Tensor], seed: int = 0) -> dict[str, list[float] | None]:
+    """Returns the 95 % bootstrap intervals over windows of what `quality.summary` says, from the same sums.
+
+    Args:
+        seed: seed of the resampling. The ratio's interval resamples both models' losses on the same windows.
+    """
+    nats, counts = sums["nll"].cpu(), sums["tokens"].cpu()
+    result = {"perplexity_interval": _exp(bootstrap_interval(nats, counts, seed))}
+    if "reference_nll" in sums:
         surplus = nats - sums["reference_nll"].cpu()
         result["perplexity_ratio_interval"] = _exp(bootstrap_interval(surplus, counts, seed))
     return result

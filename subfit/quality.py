@@ -165,11 +165,6 @@ def summary(sums: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def evaluate_logits(logits: Logits, tokens: Tensor, reference: Logits | None = None, batch_size: int = 4) -> dict[str, Any]:
-    """Returns the `summary` of the `window_sums` of a model, with the same arguments."""
-    return summary(window_sums(logits, tokens, reference, batch_size))
-
-
 def logits_of(model: Any) -> Logits:
     """Returns the function from tokens to logits of a causal language model of transformers."""
     device = next(model.parameters()).device

@@ -98,6 +98,8 @@ def _table(rows: list[Row], axes: list[str]) -> tuple[list[tuple[str, bool]], li
     texts = list(dict.fromkeys(name for row in rows for name in row["texts"]))
     columns = [(axis, not all(isinstance(row["values"].get(axis), int | float) for row in rows)) for axis in axes]
     columns += [(f"ratio, {name}", False) for name in texts]
+    asked = any("tasks_mean" in row for row in rows)
+    columns += [(name, False) for name in ("accuracy retained", "above chance")] if asked else []
     columns += [(name, False) for name in ("agreement", "KL", "net parameters", "added", "KV cache", "compress, s")]
     cells = []
     for row in rows:
@@ -105,12 +107,25 @@ def _table(rows: list[Row], axes: list[str]) -> tuple[list[tuple[str, bool]], li
         kept = size["after"]["kv_bytes_per_token"] / size["before"]["kv_bytes_per_token"]
         spent = sum(seconds[stage] for stage in ("score", "select", "fit"))
         cell: list[tuple[Any, str]] = [(label(row["values"].get(axis)), label(row["values"].get(axis))) for axis in axes]
-        ratios = [row["texts"][name]["perplexity_ratio"] if name in row["texts"] else None for name in texts]
-        cell += [("" if value is None else value, "" if value is None else f"{value:.3f}") for value in ratios]
+        cell += [_ratio(row["texts"].get(name)) for name in texts]
+        if asked:
+            cell += [_share(row.get("tasks_mean", {}).get(name)) for name in ("retained", "retained_above_chance")]
         cell += [(first["agreement"], f"{first['agreement']:.1%}"), (first["kl"], f"{first['kl']:.3f}")]
         cell += [(number, f"{number:,}") for number in (net_parameters(row), size["added_parameters"])]
         cells.append([*cell, (kept, f"{kept:.0%}"), (spent, f"{spent:.0f}")])
     return columns, cells
+
+
+def _ratio(measured: dict[str, Any] | None) -> tuple[Any, str]:
+    """A perplexity ratio, and how it is shown, with its interval."""
+    if measured is None:
+        return "", ""
+    ratio, interval = measured["perplexity_ratio"], measured.get("perplexity_ratio_interval")
+    return ratio, f"{ratio:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _share(value: float | None) -> tuple[Any, str]:
+    return ("", "") if value is None else (value, f"{value:.1%}")
 
 
 def _summary(row: Row) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor
 
 import strategies
 from subfit import registry
+from subfit.accuracy import Scores as Accuracies
+from subfit.accuracy import average, describe
 from subfit.api import Options, model_of, tokens_of
 from subfit.cache import Cache
 from subfit.calibration import Calibration
@@ -23,6 +25,10 @@ from subfit.logs import open_log
 from subfit.pipeline import Scores, fit_recipe, sizes, timed, tune
 from subfit.replace import check_replaceable, turn_off
 from subfit.scorer import Scorer, StreamScorer, score_sites, score_together
+from subfit.tasks import Task
+from subfit.zero_shot import score_task
+
+BATCH_TOKENS = 2048  # of a task's sequences that are run at once
 
 
 class Session:
@@ -31,12 +37,20 @@ class Session:
     Args:
         folder: where moments and scores are kept for later sessions, under a fingerprint of all that they depend on.
         texts: further texts to evaluate on, by name.
+        tasks: zero-shot tasks to evaluate on.
         expected: the configurations that it will be asked for, as far as they are known: their scorers share a pass.
     """
 
-    def __init__(self, folder: Path, texts: Mapping[str, Data], expected: Iterable[dict[str, Any]] = ()):
+    def __init__(
+        self,
+        folder: Path,
+        texts: Mapping[str, Data],
+        tasks: Sequence[Task] = (),
+        expected: Iterable[dict[str, Any]] = (),
+    ):
         self._folder = folder
         self._texts = texts
+        self._tasks = tasks
         self._expected = list(expected)
         self._kept: dict[str, tuple[Any, Any]] = {}
 
@@ -52,6 +66,7 @@ class Session:
         options, whole = resolve(configuration)
         torch.manual_seed(options.seed)
         calibration, comparisons = self._data(options)
+        dense = self._latest("tasks", "", self._accuracies)
 
         def score(calibration: Calibration, scorer: Scorer) -> Scores:
             return _remembered(calibration, scorer, whole["scorer"], self._scorers_beside(whole))
@@ -63,6 +78,10 @@ class Session:
                 record["size"] = sizes(calibration.model, switches)
                 with timed(record["seconds"], "evaluate"):
                     record["texts"] = {name: comparison.measure(switches) for name, comparison in comparisons.items()}
+                    if self._tasks:
+                        pairs = zip(self._accuracies(), dense, strict=True)
+                        record["tasks"] = {own.name: describe(own, other) for own, other in pairs}
+                        record["tasks_mean"] = average(list(record["tasks"].values()))
             finally:
                 turn_off(switches)
             log.result(record)
@@ -96,6 +115,11 @@ class Session:
 
             comparisons[name] = self._latest(f"text {name}", options.seed, compare)
         return calibration, comparisons
+
+    def _accuracies(self) -> list[Accuracies]:
+        """What the model, as it is now, gets right of each task."""
+        model, tokenizer = self._kept["model"][1]
+        return [score_task(model, tokenizer, task, BATCH_TOKENS) for task in self._tasks]
 
     def _calibration(self, model: Any, tokens: Tensor, batch_size: int) -> Calibration:
         """A calibration whose cache no other model, data, batch size or version of the code has written."""

@@ -8,11 +8,13 @@ import time
 
 import pytest
 import yaml
+from words import rows as task_rows
 
 from subfit import api
 from subfit.ablation import ablate
 from subfit.calibration import Calibration
 from subfit.commands.options import resolve
+from subfit.report import report
 
 DATA = {"calibration": {"windows": 6, "length": 32}, "evaluation": {"windows": 2}}
 
@@ -127,6 +129,24 @@ def test_a_scorer_that_fails_fails_its_own_cells_alone(grid, tmp_path):
     rows, _ = run(grid(axes={"scorer": ["rotation", str(tmp_path / "bad.py"), "magnitude"]}), tmp_path / "out")
     assert [row["status"] for row in rows] == ["done", "failed", "done"]
     assert "bad.py:4): ZeroDivisionError" in rows[1]["error"]
+
+
+def test_tasks_are_measured_as_on_the_saved_model(grid, tmp_path, model_folder):
+    (tmp_path / "toy.jsonl").write_text("\n".join(json.dumps(row) for row in task_rows(9)))
+    path = grid(axes={"sparsity": [0.0, 0.5]}, tasks=[str(tmp_path / "toy.jsonl")], items=8)
+    (same, row), _ = run(path, tmp_path / "out")
+    assert same["tasks_mean"]["retained"] == 1
+    options, configuration = resolve(row["configuration"] | {"output": str(tmp_path / "model")})
+    api.run(options, configuration)
+    found = api.evaluate(str(tmp_path / "model"), reference=str(model_folder), tasks=[str(tmp_path / "toy.jsonl")], items=8)
+    assert row["tasks"] == found["tasks"] and row["tasks_mean"] == found["tasks_mean"]
+    table = report([str(tmp_path / "out")], str(tmp_path / "page")).with_name("table.md").read_text()
+    assert "| accuracy retained | above chance |" in table and f"| {row['tasks_mean']['retained']:.1%} |" in table
+    low, high = row["texts"]["evaluation"]["perplexity_ratio_interval"]
+    assert f"{row['texts']['evaluation']['perplexity_ratio']:.3f} [{low:.3f}, {high:.3f}]" in table
+    for wrong, message in (({"tasks": "toy.jsonl"}, "tasks must be a list"), ({"items": 0}, "items is 0")):
+        with pytest.raises(api.SubFitError, match=message):
+            ablate(grid("bad.yaml", axes={"sparsity": [0.5]}, **wrong), str(tmp_path / "bad"))
 
 
 def test_a_missing_text_is_refused_before_any_work(grid, tmp_path):

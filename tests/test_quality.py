@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from subfit.errors import SubFitError
-from subfit.quality import evaluate_logits, kv_bytes_per_token, logits_of, window_sums
+from subfit.quality import kv_bytes_per_token, logits_of, summary, window_sums
 
 
 def naive(logits, reference, tokens):
@@ -28,7 +28,7 @@ def naive(logits, reference, tokens):
 @given(st.integers(1, 5), st.integers(2, 9), st.integers(1, 3))
 def test_equals_a_naive_loop(windows, length, batch):
     model, other, tokens = tiny_model(), tiny_model("qwen2"), tiny_tokens(windows, length)
-    found = evaluate_logits(logits_of(model), tokens, logits_of(other), batch)
+    found = summary(window_sums(logits_of(model), tokens, logits_of(other), batch))
     with torch.no_grad():
         expected = naive(model(tokens).logits, other(tokens).logits, tokens)
     for name, value in expected.items():
@@ -61,16 +61,18 @@ def test_no_window_is_an_error():
 
 def test_a_model_agrees_with_itself():
     model, tokens = tiny_model(), tiny_tokens(2)
-    found = evaluate_logits(logits_of(model), tokens, logits_of(model))
+    found = summary(window_sums(logits_of(model), tokens, logits_of(model)))
     assert (found["agreement"], found["perplexity_ratio"]) == (1, 1) and abs(found["kl"]) < 1e-7
 
 
 def test_extreme_logits_stay_finite_and_nan_is_an_error():
     tokens = torch.zeros(1, 3, dtype=torch.long)
     steep = torch.zeros(1, 3, 5).index_fill(2, torch.tensor([1]), 200.0)
-    assert evaluate_logits(lambda _: steep, tokens)["perplexity"] == pytest.approx(torch.tensor(200.0).double().exp().item())
+    assert summary(window_sums(lambda _: steep, tokens))["perplexity"] == pytest.approx(
+        torch.tensor(200.0).double().exp().item()
+    )
     with pytest.raises(SubFitError, match="NaN logits"):
-        evaluate_logits(lambda _: steep * float("nan"), tokens)
+        window_sums(lambda _: steep * float("nan"), tokens)
 
 
 def test_bytes_of_the_cache():
