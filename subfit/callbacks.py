@@ -1,5 +1,6 @@
 """What happens beside the steps of a fine-tuning: the best weights are kept, and progress is shown."""
 
+from math import exp
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,8 +16,8 @@ class KeepBest(Callback):
     Attributes:
         step: the step after which these weights were reached; 0 for the closed-form fit.
         best: the weights, as `Masters.values`.
-        curve: for each look at the held-out windows, the step, the mean training loss since the look before, and the
-            divergence in nats.
+        curve: for each look at the held-out windows, the step, the mean training loss since the look before, the divergence
+            in nats, and the ratio of the perplexity to the dense model's.
     """
 
     def __init__(self, masters: Masters):
@@ -39,7 +40,8 @@ class KeepBest(Callback):
         self._losses = []
         if self.lowest is not None and kl < self.lowest:  # never for NaN
             self.step, self.best = trainer.global_step, self._masters.values()
-        self.curve.append({"step": trainer.global_step, "training_loss": training, "kl": kl})
+        ratio = exp(float(trainer.callback_metrics["validation/log_ratio"]))
+        self.curve.append({"step": trainer.global_step, "training_loss": training, "kl": kl, "ratio": ratio})
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "best": self.best, "curve": self.curve}

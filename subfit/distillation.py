@@ -44,7 +44,7 @@ class Distillation(LightningModule):
 
     def training_step(self, tokens: Tensor, index: int) -> Tensor:
         """Returns the loss of some windows (windows, length)."""
-        loss, kl, next_token = self._losses(tokens)
+        loss, (kl, next_token, _) = self._losses(tokens)
         if not loss.isfinite():
             raise SubFitError(f"the loss of step {self.global_step + 1} is {float(loss)}; try a lower learning_rate")
         found = {"training/loss": loss.detach(), "training/kl": kl, "training/next_token": next_token}
@@ -52,8 +52,10 @@ class Distillation(LightningModule):
         return loss
 
     def validation_step(self, tokens: Tensor, index: int) -> None:
-        """Adds some held-out windows to the mean divergence from the dense model."""
-        self.log("validation/kl", self._losses(tokens)[1], batch_size=len(tokens), on_step=False, on_epoch=True)
+        """Adds some held-out windows to the mean divergence from the dense model, and to the ratio of perplexities."""
+        _, (kl, own, dense) = self._losses(tokens)
+        found = {"validation/kl": kl, "validation/log_ratio": own - dense}
+        self.log_dict(found, batch_size=len(tokens), on_step=False, on_epoch=True)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if not all(master.grad.isfinite().all() for master in self.masters if master.grad is not None):
@@ -70,8 +72,8 @@ class Distillation(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["subfit"] = self._identity
 
-    def _losses(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The weighted loss, and without gradient the divergence and the next-token loss, in nats."""
+    def _losses(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted loss, and without gradient what `distances` returns besides."""
         model, switches = self._shared
         settings = self._settings
         with torch.no_grad(), switched_off(switches):
@@ -83,7 +85,7 @@ class Distillation(LightningModule):
         if settings.stream:
             errors = [_relative_error(after, goal) for after, goal in zip(moved, dense, strict=True)]
             loss = loss + settings.stream * torch.stack(errors).mean()
-        return loss, terms[0], terms[1]
+        return loss, terms
 
 
 def _run(model: Any, tokens: Tensor, layers: list[int]) -> tuple[Any, list[Tensor]]:

@@ -1,4 +1,4 @@
-"""Pictures of an ablation's rows: trade-offs, scores and selections by depth, and the effect of each axis."""
+"""Pictures of the rows of an ablation: trade-offs, scores and selections by depth, effects of axes and of fine-tuning."""
 
 import json
 from collections.abc import Sequence
@@ -111,6 +111,21 @@ def draw_effects(rows: list[Row], axes: list[str]) -> Figure:
         panel.set_xscale("log")
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("perplexity ratio (lower: better)")
+    return figure
+
+
+def draw_curves(rows: list[Row]) -> Figure:
+    """Draws the perplexity ratio on the held-out calibration windows over the steps of each fine-tuning."""
+    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
+    panel = figure.subplots()
+    for row in rows:
+        curve = row["finetune"]["curve"]
+        name = ", ".join(f"{axis}: {label(value)}" for axis, value in row["values"].items())
+        panel.plot([point["step"] for point in curve], [point["ratio"] for point in curve], ".-", label=name)
+    panel.set_xlabel("step")
+    panel.set_ylabel("perplexity ratio, held-out windows")
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False, fontsize=7)
     return figure
 
 

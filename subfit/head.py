@@ -45,7 +45,7 @@ def head(model: Any, output: Any, hidden: Tensor) -> Tensor:
 
 
 def distances(model: Any, student: Any, teacher: Any, tokens: Tensor, kl: float, next_token: float) -> tuple[Tensor, Tensor]:
-    """Returns a loss of next-token predictions, differentiable in the student's hidden states, and its two terms.
+    """Returns a loss of next-token predictions, differentiable in the student's hidden states, and what it is made of.
 
     A chunk's gradient is taken as soon as its loss is known, so that neither logits nor probabilities are kept for the
     backward pass: the head runs forward once for each model and backward once, as without chunks. The head's own weights
@@ -59,19 +59,20 @@ def distances(model: Any, student: Any, teacher: Any, tokens: Tensor, kl: float,
         next_token: weight of the loss of predicting the tokens themselves.
 
     Returns:
-        The weighted loss, and KL divergence and next-token loss, (2), float64, without gradient; all in nats, means over all
-        but each window's last position.
+        The weighted loss, and KL divergence, next-token loss and the teacher's next-token loss, (3), float64, without
+        gradient; all in nats, means over all but each window's last position.
     """
     gold = tokens[:, 1:].flatten()
     own, dense = (output.last_hidden_state[:, :-1].flatten(0, 1) for output in (student, teacher))
-    weights = torch.tensor([kl, next_token], dtype=torch.float64, device=own.device)
+    weights = torch.tensor([kl, next_token, 0.0], dtype=torch.float64, device=own.device)
 
     def terms(part: slice, hidden: Tensor) -> Tensor:
         with torch.no_grad():
             p = _log_probabilities(head(model, teacher, dense[part]))
         q = _log_probabilities(head(model, student, hidden))
         divergence = (p.exp() * (p - q)).sum()
-        return torch.stack([divergence, -q.gather(1, gold[part, None]).sum()]).double() / len(gold)
+        own_loss, dense_loss = (-log.gather(1, gold[part, None]).sum() for log in (q, p))
+        return torch.stack([divergence, own_loss, dense_loss]).double() / len(gold)
 
     return _Chunked.apply(own, terms, weights)
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from subfit.errors import SubFitError
 from subfit.figures import (
     Row,
+    draw_curves,
     draw_effects,
     draw_scores,
     draw_selections,
@@ -26,6 +27,7 @@ from subfit.rows import read_rows, write_whole
 CAPTIONS = {
     "tradeoff": ("What is lost for what is saved", "Each dot is a cell; nothing is better than the line on both counts."),
     "effects": ("What each axis does", "Dots are cells, diamonds their geometric means, bars one standard deviation."),
+    "curves": ("What fine-tuning gains", "On the calibration windows that were held out; step 0 is the closed-form fit."),
     "scores": (
         "What the scorers think of each submodule",
         "A line is a scorer, a column a layer; the darker, the safer to replace.",
@@ -62,6 +64,8 @@ def report(folders: list[str], output: str) -> Path:
     figures = (
         {"tradeoff": draw_tradeoff(done, axes[0] if axes else None), "effects": draw_effects(done, axes)} if axes else {}
     )
+    tuned = [row for row in done if row.get("finetune", {}).get("curve")]
+    figures |= {"curves": draw_curves(tuned)} if tuned else {}
     figures |= {"scores": draw_scores(done), "selections": draw_selections(done)}
     columns, cells = _table(done, axes)
     front = [done[index] for index in pareto_front([(net_parameters(row), ratio(row)) for row in done])]

@@ -36,7 +36,8 @@ def test_the_chunks_give_the_plain_formulas_and_their_gradient(family, weights, 
     kl = (p.exp() * (p - q)).sum(-1).mean()
     next_token = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     expected = weights[0] * kl + weights[1] * next_token
-    torch.testing.assert_close(terms, torch.stack([kl, next_token]).detach(), rtol=1e-10, atol=1e-12)
+    dense = torch.nn.functional.cross_entropy(reference[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    torch.testing.assert_close(terms, torch.stack([kl, next_token, dense]).detach(), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected * 3, hidden)[0], rtol=1e-8, atol=1e-12)
 

@@ -42,7 +42,7 @@ def write(folder, rows):
 def test_the_page_holds_every_cell_its_pictures_and_the_front(tmp_path):
     rows = [
         row(0, kept=80, ratio=1.2, sparsity=0.25),
-        row(1, kept=60, ratio=1.9, sparsity=0.5),
+        row(1, kept=60, ratio=1.9, sparsity=0.5) | {"finetune": {"curve": [{"step": i, "ratio": 2.0 - i} for i in (0, 1)]}},
         row(2, kept=80, ratio=1.3, sparsity=0.25, scorer="magnitude"),
         row(3, kept=55, ratio=1.8, sparsity=0.5, scorer="magnitude"),
         row(4, status="failed", sparsity=0.5, scorer="<script>"),
@@ -51,8 +51,8 @@ def test_the_page_holds_every_cell_its_pictures_and_the_front(tmp_path):
     text = path.read_text()
     assert "<script>" not in text.replace("<script>\n", "", 1) and "&lt;too little data&gt;" in text
     assert not re.search(r"(src|href)=\"(?!#|data:)", text)  # self-contained
-    assert text.count('<tr class="front">') == 2 and text.count("<svg") == 4
-    for name in ("tradeoff", "effects", "scores", "selections"):
+    assert text.count('<tr class="front">') == 2 and text.count("<svg") == 5
+    for name in ("tradeoff", "effects", "curves", "scores", "selections"):
         ElementTree.parse(path.with_name(f"{name}.svg"))
         assert path.with_name(f"{name}.png").stat().st_size > 1000
     table = path.with_name("table.md").read_text().splitlines()
