@@ -1,12 +1,15 @@
-"""The tables that come with the project are those of the rows that come with it."""
+"""The tables that come with the project, and that of the README, are those of the rows that come with it."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from subfit.figures import net_parameters
 from subfit.report import report
 
-RESULTS = Path(__file__).parents[1] / "experiments" / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in RESULTS.glob("*/rows.jsonl")), ids=lambda path: path.name)
@@ -14,3 +17,28 @@ def test_tables_equal_the_rows(folder, tmp_path):
     table = report([str(folder)], str(tmp_path)).with_name("table.md").read_text(encoding="utf-8")
     assert table == (folder / "table.md").read_text(encoding="utf-8")
     assert table in (RESULTS / "README.md").read_text(encoding="utf-8")
+
+
+def headline() -> list[str]:
+    """The lines of the README's table, one for each preset: its ratios at three sizes, in and outside the domain."""
+    rows = [json.loads(line) for line in (RESULTS / "quality" / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    found: dict[str, dict[float, dict]] = {}
+    for row in rows:
+        found.setdefault(row["values"]["preset"], {})[row["values"]["sparsity"]] = row
+    lines = []
+    for preset, sizes in found.items():
+        assert len(sizes) == 3, preset
+        texts = [sizes[sparsity]["texts"] for sparsity in sorted(sizes)]
+        ratios = [f"{t['evaluation']['perplexity_ratio']:.2f} ({t['narrative']['perplexity_ratio']:.2f})" for t in texts]
+        middle = sizes[sorted(sizes)[1]]
+        size = middle["size"]
+        kept = size["after"]["kv_bytes_per_token"] / size["before"]["kv_bytes_per_token"]
+        saved = f"{net_parameters(middle) / 1e6:.1f} M | {kept:.0%} |"
+        lines.append(f"| {preset} | {' | '.join(ratios)} | {saved}")
+    return lines
+
+
+def test_the_readmes_table_is_that_of_the_rows():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    place = readme.index(headline()[0])
+    assert readme[place : place + len(headline())] == headline()
