@@ -131,7 +131,7 @@ def fine_tune(
         adapters.on()
         switches.append(adapters)
     masters = Masters(module for switch in switches for module in switch.trainable())
-    kept, start = KeepBest(masters), masters.values()
+    kept, start = KeepBest(masters), masters.values() if adapters else []
     stopped = None
     try:
         if not len(masters):
