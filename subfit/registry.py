@@ -42,7 +42,7 @@ def add_plugin(path: str) -> None:
     module = _imported(f"plug-in {path}", lambda: _module_from(Path(path)))
     if not any(_defined(kind, module) for kind in INTERFACES):
         raise SubFitError(f"plug-in file {path} defines no {', '.join(base.__name__ for base in INTERFACES.values())}")
-    _plugins[Path(path).stem] = Path(path)
+    _plugins[Path(path).stem] = Path(path).resolve()
 
 
 def names(kind: str) -> list[str]:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from subfit import registry
+from subfit.cli import main
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SHOWN = next(text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "(StreamScorer)" in text)
 SMALL = ["--calibration.windows", 4, "--calibration.length", 16, "--evaluation.windows", 0]
@@ -34,7 +37,7 @@ class Mine(Bypass):
 }
 
 
-def test_the_scorer_that_the_readme_shows(subfit, tmp_path, model_folder, text_file):
+def test_the_scorer_that_the_readme_shows(subfit, tmp_path, model_folder, text_file, monkeypatch, capsys):
     assert len([line for line in SHOWN.splitlines() if line.strip()]) < 15
     (tmp_path / "my_scorer.py").write_text(SHOWN)
     given = ["--plugins", "my_scorer.py", "--scorer", "my_scorer"]
@@ -46,25 +49,30 @@ def test_the_scorer_that_the_readme_shows(subfit, tmp_path, model_folder, text_f
     (tmp_path / "again.yaml").write_text(json.dumps(record["configuration"]))  # needs no --plugins
     again = subfit("compress", "--config", "again.yaml", "--json")
     assert json.loads(again.stdout)["scores"] == record["scores"], again.stderr
-    listed = subfit("list", "scorers", "--plugins=my_scorer.py", "--json")
-    assert "my_scorer" in [entry["name"] for entry in json.loads(listed.stdout)["scorers"]], listed.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_plugins", {})
+    assert main(["list", "scorers", "--plugins=my_scorer.py", "--json"]) == 0
+    assert "my_scorer" in [entry["name"] for entry in json.loads(capsys.readouterr().out)["scorers"]]
 
 
-def test_a_dotted_path_and_an_installed_package(subfit, tmp_path, model_folder, text_file):
+def test_a_dotted_path_and_an_installed_package(subfit, tmp_path, model_folder, text_file, monkeypatch, capsys):
     installed = tmp_path / "site-packages"
-    (installed / "theirs-1.0.dist-info").mkdir(parents=True)
-    (installed / "theirs.py").write_text("".join(STRATEGY.values()).replace("class Mine(Sel", "class Chosen(Sel"))
-    (installed / "theirs-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    entry_points = "[subfit.selectors]\nlast_layer = theirs:Chosen\n"
-    (installed / "theirs-1.0.dist-info" / "entry_points.txt").write_text(entry_points)
+    (installed / "hers-1.0.dist-info").mkdir(parents=True)
+    (installed / "hers.py").write_text("".join(STRATEGY.values()).replace("class Mine(Sel", "class Chosen(Sel"))
+    (installed / "hers-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: hers\nVersion: 1.0\n")
+    entry_points = "[subfit.selectors]\nlast_layer = hers:Chosen\n"
+    (installed / "hers-1.0.dist-info" / "entry_points.txt").write_text(entry_points)
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     common = ["--model", model_folder, "--calibration.path", text_file, *SMALL]
-    for name in ("last_layer", "theirs.Chosen"):
-        done = subfit("compress", "--selector", name, *common, "--json", env=environment)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["selected"] == ["attention.3", "ffn.3"]
-    listed = subfit("list", "selectors", "--json", env=environment)
-    assert "last_layer" in [entry["name"] for entry in json.loads(listed.stdout)["selectors"]]
+    done = subfit("compress", "--selector", "last_layer", *common, "--json", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["selected"] == ["attention.3", "ffn.3"]
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.setattr(registry, "_entry_points", registry._entry_points.__wrapped__)  # which remembers
+    assert main(["compress", "--selector", "hers.Chosen", *map(str, common), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["selected"] == ["attention.3", "ffn.3"]
+    assert main(["list", "selectors", "--json"]) == 0
+    assert "last_layer" in [entry["name"] for entry in json.loads(capsys.readouterr().out)["selectors"]]
 
 
 BAD = {
@@ -97,8 +105,6 @@ def answers(tmp_path_factory, model_folder, text_file):
     import contextlib
     import io
 
-    from subfit.cli import main
-
     folder, found = tmp_path_factory.mktemp("plugins"), {}
     for index, (case, (option, old, new, _, _)) in enumerate(BAD.items()):
         code = STRATEGY[option]
@@ -120,8 +126,6 @@ def test_a_bad_plugin_is_one_line_that_names_its_file_and_line(case, answers):
 
 
 def test_a_file_without_strategies_and_a_missing_one(tmp_path, capsys):
-    from subfit.cli import main
-
     (tmp_path / "empty.py").write_text("x = 1\n")
     for name, message in (("empty.py", "defines no Scorer, Selector, Bypass"), ("gone.py", "gone.py does not exist")):
         assert main(["list", "--plugins", str(tmp_path / name)]) == 2
