@@ -1,6 +1,5 @@
 """What happens beside the steps of a fine-tuning: the best weights are kept, and progress is shown."""
 
-from math import exp
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,6 +7,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from subfit.masters import Masters
+from subfit.quality import exp
 
 
 class KeepBest(Callback):

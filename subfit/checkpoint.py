@@ -43,7 +43,11 @@ def save(compression: Compression, output: str) -> None:
 
     Of processes that work together, the first writes; all must call this.
     """
-    weights = {name: whole(value) for name, value in compression.model.state_dict().items()}
+    weights = {}
+    for name, value in compression.model.state_dict().items():
+        full = whole(value)
+        if leads():
+            weights[name] = full if full is value else full.cpu()  # no device need hold them all
     if not leads():
         return
     with new_folder(output) as folder:

@@ -170,6 +170,10 @@ def _complete(path: str, chosen: dict[str, Any], configuration: dict[str, Any]) 
     place = f"{path}, cell {json.dumps(chosen)}"
     if "output" in configuration:
         raise SubFitError(f"{place}: a cell has no output folder")
+    if configuration.get("fsdp"):
+        raise SubFitError(
+            f"{place}: fsdp is for one compression, by processes that work together; those of an ablation do not"
+        )
     try:
         return resolve(configuration)[1]
     except SubFitError as error:

@@ -15,13 +15,14 @@ import strategies
 from subfit import registry
 from subfit.accuracy import Scores as Accuracies
 from subfit.accuracy import average, describe
-from subfit.api import Options, model_of, tokens_of
+from subfit.api import Options, tokens_of
 from subfit.cache import Cache
 from subfit.calibration import Calibration
 from subfit.commands.options import resolve
 from subfit.comparison import Comparison
 from subfit.data import Data, windows
 from subfit.logs import open_log
+from subfit.models import load
 from subfit.pipeline import Scores, fit_recipe, sizes, timed, tune
 from subfit.replace import check_replaceable, turn_off
 from subfit.scorer import Scorer, StreamScorer, score_sites, score_together
@@ -94,10 +95,10 @@ class Session:
 
     def _data(self, options: Options) -> tuple[Calibration, dict[str, Comparison]]:
         """The calibration, and the comparisons by name; that on the configuration's own windows is called `evaluation`."""
-        source = (options.model, options.dtype, options.device, options.fsdp)
+        source = (options.model, options.dtype, options.device)
         if "model" in self._kept and self._kept["model"][0] != source:
             self._kept.clear()  # all of it holds the other model
-        model, tokenizer = self._latest("model", source, lambda: model_of(options))
+        model, tokenizer = self._latest("model", source, lambda: load(source[0], dtype=source[1], device=source[2]))
         asked = (options.seed, repr(options.calibration), repr(options.evaluation))
         tokens, held_out = self._latest("tokens", asked, lambda: tokens_of(options, model, tokenizer))
         used = _digest([_bytes(tokens)])

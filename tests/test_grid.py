@@ -96,6 +96,7 @@ def test_a_row_of_before_an_option_was_there_still_counts_and_one_of_other_optio
         ({"cells": [{"nonsense": 1}]}, "unknown option 'nonsense'"),
         ({"cells": ["subfit"]}, "cells must be a list of mappings"),
         ({"cells": [{"output": "x"}]}, "output"),
+        ({"cells": [{"fsdp": True}]}, "processes that work together; those of an ablation do not"),
         ({"axes": {"seed": [1]}, "texts": {"story": {"pth": "x"}}}, "texts: .*pth"),
         ({"axes": {"seed": [1]}, "texts": ["story.txt"]}, "texts must map names"),
     ],
