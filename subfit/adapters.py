@@ -64,7 +64,6 @@ class Adapters(Switch):
         }
         if not found:
             raise SubFitError(f"finetune.lora: no linear map is kept in the last {settings.layers} layers")
-        self.first_layer = min(int(path.removeprefix(f"{root}.").split(".")[0]) for path in found)
         holder = nn.ModuleDict({str(index): module for index, module in enumerate(found.values())})
         config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(holder))
         self._adapted: list[Any] = list(inject_adapter_in_model(config, holder).children())

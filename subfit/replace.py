@@ -19,18 +19,18 @@ class Switch:
 
     Args:
         model: the model.
-        new: what stands at which path when it is on.
+        new: what stands at which path, in the decoder's layers, when it is on.
         old: what stands there when it is off.
 
     Attributes:
         first_layer: index of the first decoder layer that it changes.
     """
 
-    first_layer: int
-
     def __init__(self, model: nn.Module, new: Mapping[str, nn.Module], old: Mapping[str, nn.Module]):
         self.model = model
         self._new, self._old = dict(new), dict(old)
+        root, _ = decoder_layers(model)
+        self.first_layer = min(int(path.removeprefix(f"{root}.").split(".")[0]) for path in new)
 
     def on(self) -> None:
         """Puts the new modules in the places of the old ones."""
@@ -82,7 +82,6 @@ class Replacement(Switch):
     ):
         if reads == "stream" and site.shares_norm:
             raise SubFitError(f"{site.name}: its input norm feeds another branch too, so its bypass cannot read the stream")
-        self.model = model
         self.site = site
         weight = next(model.get_submodule(site.path).parameters())
         self.bypass = bypass.to(weight.device, weight.dtype).requires_grad_(False)
@@ -95,8 +94,6 @@ class Replacement(Switch):
         self._leaving = [model.get_submodule(path) for path in new]
         new.update(merged or {})
         super().__init__(model, new, {path: model.get_submodule(path) for path in new})
-        root, _ = decoder_layers(model)
-        self.first_layer = min(int(path.removeprefix(f"{root}.").split(".")[0]) for path in self._new)
 
     def trainable(self) -> Iterable[nn.Module]:
         return (self.left,)
@@ -120,7 +117,7 @@ class Retrained(Replacement):
         trained = trained.to(weight.device, weight.dtype).requires_grad_(False)
         path = next(path for path, module in model.named_modules() if module is layer)
         Switch.__init__(self, model, {path: trained}, {path: layer})
-        self.site, self.skipped_norms, self.first_layer = site, [], site.layer
+        self.site, self.skipped_norms = site, []
         self.bypass = trained
 
     def trainable(self) -> Iterable[nn.Module]:
