@@ -33,7 +33,7 @@ class Rows:
         whole = json.dumps(grid, indent=1, sort_keys=True) + "\n"
         description = self.folder / "grid.json"
         try:
-            if self.folder.exists() and not description.exists() and any(self.folder.iterdir()):
+            if _strangers(self.folder) and not description.exists():  # which is there before anything else of ours is
                 raise SubFitError(f"the folder {folder} holds something else than an ablation; give another one")
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
             with self._lock("folder"):
@@ -92,6 +92,12 @@ class Rows:
 
     def _lock(self, name: str) -> FileLock:
         return FileLock(self.folder / "locks" / f"{name}.lock")
+
+
+def _strangers(folder: Path) -> list[str]:
+    """What is in a folder besides what a process has there that is about to describe it."""
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return [name for name in names if name != "locks" and not name.startswith(".grid.json.")]
 
 
 def read_rows(folder: Path) -> dict[str, dict[str, Any]]:

@@ -80,3 +80,13 @@ def test_rows_of_many_processes_are_all_there(tmp_path):
     for writer in writers:
         writer.join()
     assert len(Rows(tmp_path, 1).read()) == 150
+
+
+def test_a_folder_that_another_process_is_about_to_describe_is_no_strangers(tmp_path):
+    (tmp_path / "locks").mkdir()
+    (tmp_path / ".grid.json.123.partial").write_text("half of")
+    Rows(tmp_path, 1).append({"cell": "x"})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(SubFitError, match="something else than an ablation"):
+        Rows(tmp_path / "other", 1)
