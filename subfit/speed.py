@@ -27,7 +27,9 @@ class Workload:
         contexts: tokens in the key-value cache when decoding starts.
         batch_sizes: sequences decoded at once.
         new_tokens: tokens decoded for each sequence.
-        repeats: times that each is measured.
+        calibration_windows: numbers of calibration windows with which a compression is timed.
+        calibration_length: tokens in each of these.
+        repeats: times that each is measured; a compression once.
         warmup: times that each is run before.
         seed: of the tokens.
 
@@ -39,13 +41,16 @@ class Workload:
     contexts: Sequence[int] = (512,)
     batch_sizes: Sequence[int] = (1, 4)
     new_tokens: int = 32
+    calibration_windows: Sequence[int] = ()
+    calibration_length: int = 512
     repeats: int = 7
     warmup: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.prompt_lengths and not (self.contexts and self.batch_sizes):
-            raise SubFitError("there is nothing to time: give prompt_lengths, or contexts and batch_sizes")
+        if not (self.prompt_lengths or (self.contexts and self.batch_sizes) or self.calibration_windows):
+            rest = "contexts and batch_sizes, or calibration_windows"
+            raise SubFitError(f"there is nothing to time: give prompt_lengths, or {rest}")
         for name, value in vars(self).items():
             least = 0 if name in ("warmup", "seed") else 1
             for number in value if isinstance(value, Sequence) else (value,):
@@ -54,7 +59,9 @@ class Workload:
 
     def positions(self) -> int:
         """Returns the length of the longest sequence."""
-        return max([*self.prompt_lengths, *(context + self.new_tokens for context in self.contexts)], default=0)
+        calibration = [self.calibration_length] if self.calibration_windows else []
+        decoded = [context + self.new_tokens for context in self.contexts]
+        return max([*self.prompt_lengths, *decoded, *calibration], default=0)
 
 
 class Runner:

@@ -3,23 +3,28 @@
 import copy
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import Given, recipe, tiny_model, tiny_tokens
 from torch import nn
-from transformers import DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from subfit import SubFitError
 from subfit.cli import main
+from subfit.compression_cost import compression_cost
 from subfit.costs import count_flops
 from subfit.footprint import cache_bytes, footprint, peak_bytes, step_bytes, weight_bytes
 from subfit.pipeline import compress_model
 from subfit.random_weights import random_models
 from subfit.registry import make
+from subfit.sites import decoder_layers
 from subfit.speed import Workload, check_comparable, compare_speed
 from subfit.timing import interleave, speed_up
 
+PROTOCOLS = Path(__file__).parents[1] / "experiments" / "benchmarks" / "speed"
 D, FFN, KV, LAYERS, VOCABULARY = 32, 48, 16, 4, 101  # of the tiny Llama
 ATTENTION = 2 * D * D + 2 * D * KV  # parameters
 REPLACED = ["attention.0", "attention.2", "ffn.1"]
@@ -181,10 +186,56 @@ def test_a_benchmark_from_the_outside(subfit, model_folder, text_file, tmp_path)
 
 
 def test_a_benchmark_of_random_weights_shows_a_table(model_folder, tmp_path, capsys):
-    work = ["--prompt_lengths", "8", "--contexts", "--repeats", "1", "--warmup", "0", "--attention_bypass", "identity"]
-    assert main(["benchmark", "--random_weights", str(model_folder), *work, "--output", str(tmp_path / "speed")]) == 0
+    (tmp_path / "speed.yaml").write_text("prompt_lengths: [8]\ncontexts: []\nrepeats: 1\nattention_bypass: identity\n")
+    given = ["--config", str(tmp_path / "speed.yaml"), "--warmup", "0", "--output", str(tmp_path / "speed")]
+    assert main(["benchmark", "--random_weights", str(model_folder), *given]) == 0
     shown = capsys.readouterr().out
-    assert "prefill 8" in shown and "cpu, " in shown and "eager" in shown
+    assert "prefill 8" in shown and "cpu, " in shown and "eager" in shown and "forward passes" not in shown
+
+
+def test_what_a_compression_costs_is_measured(model_folder, tmp_path, capsys):
+    none, windows = ["--prompt_lengths", "--contexts"], ["--calibration_windows", "8", "32", "--calibration_length", "64"]
+    given = [*none, *windows, "--output", str(tmp_path / "cost")]
+    assert main(["benchmark", "--random_weights", str(model_folder), *given]) == 0
+    shown = capsys.readouterr().out
+    assert "32 x 64" in shown and "ideal" not in shown
+    less, more = json.loads((tmp_path / "cost" / "benchmark.json").read_text())["compression"]
+    assert (less["windows"], more["windows"], more["length"]) == (8, 32, 64)
+    assert set(more["seconds"]) == {"forward", "score", "select", "fit"}
+    assert more["forwards"] >= (more["seconds"]["score"] + more["seconds"]["fit"]) / more["seconds"]["forward"]
+
+
+@pytest.mark.parametrize("protocol", sorted(PROTOCOLS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_protocols_run(protocol, model_folder, capsys):
+    wanted = yaml.safe_load(protocol.read_text())
+    assert (PROTOCOLS.parents[2] / wanted["random_weights"]).is_file()
+    small = {"prompt_lengths": 8, "contexts": 8, "batch_sizes": 2, "calibration_windows": 2}
+    small = {name: value for name, value in small.items() if wanted.get(name) != []} | {"calibration_length": 16}
+    small |= {"new_tokens": 2, "repeats": 1, "device": "cpu", "random_weights": model_folder}
+    given = [part for name, value in small.items() for part in (f"--{name}", str(value))]
+    assert main(["benchmark", "--config", str(protocol), *given, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [len(result[part]) for part in ("prefill", "decoding")] == ["prompt_lengths" in small, "contexts" in small]
+    assert result["compression"][0]["length"] == 16
+
+
+@pytest.mark.parametrize("shape", sorted(PROTOCOLS.glob("shapes/*.json")), ids=lambda path: path.stem)
+def test_the_shapes_of_the_protocols_are_those_of_models(shape):
+    config = AutoConfig.from_pretrained(shape)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert len(decoder_layers(model)[1]) == config.num_hidden_layers
+    if shape.stem == "smollm2-135m":
+        assert sum(p.numel() for p in model.parameters()) == 134_515_008
+
+
+def test_a_compression_that_was_timed_leaves_the_model_as_it_was_and_its_memory_grows_by_the_stream():
+    dense = tiny_model()
+    before = copy.deepcopy(dense.state_dict())
+    half, whole = (compression_cost(dense, tiny_tokens(n, 64), recipe(sparsity=0.5))["peak_bytes"] for n in (64, 128))
+    assert whole - half == pytest.approx(64 * 64 * D * 4, rel=0.05)
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+    assert len(before) == len(dense.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -210,6 +261,7 @@ def test_models_that_cannot_be_compared_are_refused(changes, message):
         (["--random_weights", "c", "--repeats", "0"], "repeats is 0; it must be at least 1"),
         (["--random_weights", "c", "--batch_sizes", "1", "0"], "batch_sizes is 0"),
         (["--random_weights", "c", "--prompt_lengths", "--contexts"], "there is nothing to time"),
+        (["--random_weights", "c", "--calibration_windows", "0"], "calibration_windows is 0"),
         (["--random_weights", "c", "--output", "."], "the output folder . exists"),
     ],
 )

@@ -19,6 +19,7 @@ MIB = 1 << 20
 def run(arguments: list[str]) -> int:
     """Runs `subfit benchmark`."""
     parser = Parser(prog="subfit benchmark", description="Speed and memory of a compressed model, beside the dense one.")
+    parser.add_argument("--config", action="config", help="YAML file with options; of several, the later wins.")
     parser.add_argument("model", nargs="?", type=str | None, help="The compressed model: its folder or hub name.")
     parser.add_argument(
         "--reference", type=str | None, help="The dense model: hub name, folder, .gguf file or smollm2-135m."
@@ -32,10 +33,12 @@ def run(arguments: list[str]) -> int:
         ("prompt_lengths", "Tokens of the prompts whose prefill is timed."),
         ("contexts", "Tokens in the cache when decoding starts."),
         ("batch_sizes", "Sequences decoded at once."),
+        ("calibration_windows", "Windows with which the compression itself is timed; it is not, if not given."),
     ):
         parser.add_argument(f"--{name}", nargs="*", type=int, default=list(getattr(timed, name)), help=text)
     for name, text in (
         ("new_tokens", "Tokens decoded for each sequence."),
+        ("calibration_length", "Tokens in a calibration window."),
         ("repeats", "Times that each is measured."),
         ("warmup", "Times that each is run before."),
         ("seed", "Seed of the tokens and of random weights."),
@@ -52,7 +55,8 @@ def run(arguments: list[str]) -> int:
     wanted = importable_arguments([*bypasses, *without_plugins(arguments)])
     given = parser.instantiate(parser.parse_args(wanted)).as_dict()
     as_json = given.pop("json")
-    given.pop("plugins")
+    for name in ("config", "plugins"):
+        given.pop(name)
     workload = Workload(**{name: given.pop(name) for name in vars(timed)})
     result = api.benchmark(workload=workload, **given)
     if as_json:
@@ -89,15 +93,28 @@ def _show(result: dict[str, Any], output: str | None) -> None:
         count(f"{name}: KV cache, MiB", **entry["kv_bytes"], unit=MIB)
         count(f"{name}: peak memory, MiB", **entry["peak_bytes"], unit=MIB)
     console.print(counted)
-    console.print(speed)
-    console.print(
-        "ideal: by FLOPs for the prefill, by bytes read for decoding; reached: of it; saved: of the time that it saves"
-    )
+    if speed.rows:
+        console.print(speed)
+        explained = "by FLOPs for the prefill, by bytes read for decoding; reached: of it; saved: of the time that it saves"
+        console.print(f"ideal: {explained}")
+    if result["compression"]:
+        console.print(_compression(result["compression"]))
     breaks = [entry["graph_breaks"] for entry in (*result["prefill"], *result["decoding"]) if setting["compiled"]]
     mode = f"compiled, {sum(sum(found.values()) for found in breaks)} graph breaks" if setting["compiled"] else "eager"
     console.print(f"{setting['device']}, {setting['threads']} threads, {setting['dtype']}, {mode}", highlight=False)
     if output:
         console.print(f"written to {output}, with the picture benchmark.png", highlight=False)
+
+
+def _compression(entries: list[dict[str, Any]]) -> Table:
+    """What the compression costs, with each number of windows."""
+    stages = ("score", "select", "fit", "forward")
+    table = Table("windows", *(f"{name}, s" for name in stages), "forward passes", "memory, MiB", title="compression")
+    for entry in entries:
+        seconds = (f"{entry['seconds'][name]:,.1f}" for name in stages)
+        size = f"{entry['windows']} x {entry['length']}"
+        table.add_row(size, *seconds, f"{entry['forwards']:.2f}", f"{entry['peak_bytes'] / MIB:,.0f}")
+    return table
 
 
 def _of(sizes: dict[str, dict[str, int]], name: str) -> dict[str, int]:
