@@ -1,5 +1,6 @@
 """What a model occupies and reads: weights, key-value cache, and what its forward pass needs at most."""
 
+import gc
 import os
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +65,7 @@ def peak_bytes(model: nn.Module, run: Callable[[], Any]) -> int:
         run()
         torch.cuda.synchronize(device)
         return weight_bytes(model) + torch.cuda.max_memory_allocated(device) - before
+    gc.collect()  # else what an earlier run has left is freed during this one
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         run()
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
