@@ -4,10 +4,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from statistics import median
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from subfit.bypass import Bypass
@@ -34,6 +36,21 @@ def site_costs(calibration: Calibration, unit: Unit) -> Costs:
     if key not in calibration.memory:
         calibration.memory[key] = _MEASURES[unit](calibration)
     return calibration.memory[key]
+
+
+def flops_per_token(calibration: Calibration, replaced: Mapping[Site, nn.Module]) -> tuple[float, float]:
+    """Returns the FLOPs per token of a forward pass over one calibration window, head included: dense, and compressed.
+
+    Args:
+        calibration: of the model, in which nothing is replaced now.
+        replaced: what stands in the places of which sites in the compressed model.
+    """
+    dense = site_costs(calibration, "flops")
+    whole = compressed = _forward_flops(calibration)["Global"]
+    for site, bypass in replaced.items():
+        token = torch.zeros(1, site.width, device=calibration.device, dtype=calibration.dtype)
+        compressed += count_flops(partial(bypass, token))["Global"] - dense[site]
+    return whole, compressed
 
 
 def bypass_costs(calibration: Calibration, bypasses: Mapping[Kind, Bypass], unit: Unit) -> Costs:
@@ -66,10 +83,18 @@ def _kv_bytes(calibration: Calibration) -> Costs:
 
 
 def _flops(calibration: Calibration) -> Costs:
-    window = calibration.tokens[:1].to(calibration.device)
-    counts = count_flops(lambda: calibration.model(window, use_cache=False))
-    prefix = type(calibration.model).__name__
-    return {site: counts[f"{prefix}.{site.path}"] / window.shape[1] for site in calibration.sites}
+    counts, prefix = _forward_flops(calibration), type(calibration.model).__name__
+    return {site: counts[f"{prefix}.{site.path}"] for site in calibration.sites}
+
+
+def _forward_flops(calibration: Calibration) -> Mapping[str, float]:
+    """The FLOPs per token of a forward pass over one window, as `count_flops` returns them."""
+    key = "forward_flops"
+    if key not in calibration.memory:
+        window = calibration.tokens[:1].to(calibration.device)
+        counts = count_flops(lambda: calibration.model(window, use_cache=False))
+        calibration.memory[key] = defaultdict(float, {path: n / window.shape[1] for path, n in counts.items()})
+    return calibration.memory[key]
 
 
 @torch.no_grad()

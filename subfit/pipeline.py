@@ -12,7 +12,7 @@ from subfit.budget import Budget, check_sparsity
 from subfit.bypass import Bypass
 from subfit.calibration import Calibration
 from subfit.comparison import Comparison
-from subfit.costs import Unit, check_unit
+from subfit.costs import Unit, check_unit, flops_per_token
 from subfit.errors import SubFitError, blaming, where
 from subfit.finetune import FineTuning, fine_tune
 from subfit.fit import Target, fit_one_shot, fit_sequential
@@ -112,7 +112,7 @@ def compress_model(
             with switched_off(switches):
                 comparison = Comparison(model, evaluation)
             record["evaluation"] = comparison.measure(switches)
-    record["size"] = sizes(model, switches)
+    record["size"] = sizes(calibration, switches)
     finish(model, switches, calibration.sites)
     return Compression(model, record)
 
@@ -160,14 +160,21 @@ def tune(calibration: Calibration, switches: list[Switch], recipe: Recipe, recor
             record["finetune"] = fine_tune(calibration, switches, recipe.finetune, log)
 
 
-def sizes(model: Any, switches: list[Switch]) -> dict[str, Any]:
-    """Returns parameters and key-value bytes per token without and with the switches, which are on, as plain data."""
+def sizes(calibration: Calibration, switches: list[Switch]) -> dict[str, Any]:
+    """Returns parameters, and key-value bytes and FLOPs per token, without and with the switches, which are on."""
+    model = calibration.model
     with switched_off(switches):
         before = _size(model)
+        stand_ins = {site: module for switch in switches for site, module in switch.stand_ins().items()}
+        dense, compressed = flops_per_token(calibration, stand_ins)
     after = _size(model)
     removed = sum(switch.removed_parameters() for switch in switches)
-    added = after["parameters"] - before["parameters"] + removed
-    return {"before": before, "after": after, "removed_parameters": removed, "added_parameters": added}
+    return {
+        "before": before | {"flops_per_token": dense},
+        "after": after | {"flops_per_token": compressed},
+        "removed_parameters": removed,
+        "added_parameters": after["parameters"] - before["parameters"] + removed,
+    }
 
 
 def _size(model: nn.Module) -> dict[str, int]:

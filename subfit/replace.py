@@ -52,6 +52,10 @@ class Switch:
         """Returns the number of parameters that leave the model."""
         return 0
 
+    def stand_ins(self) -> dict[Site, nn.Module]:
+        """Returns the sites whose branches leave the model, and what is there instead of each."""
+        return {}
+
 
 class Replacement(Switch):
     """A bypass in the place of a site of a model, which can be switched off and on.
@@ -101,6 +105,9 @@ class Replacement(Switch):
     def removed_parameters(self) -> int:
         return sum(p.numel() for module in self._leaving for p in module.parameters())
 
+    def stand_ins(self) -> dict[Site, nn.Module]:
+        return {self.site: self.left}
+
 
 class Retrained(Replacement):
     """A site whose layer stays with other weights: it keeps its structure, its size and its key-value cache.
@@ -125,6 +132,9 @@ class Retrained(Replacement):
 
     def removed_parameters(self) -> int:
         return self.site.parameters  # which others replace
+
+    def stand_ins(self) -> dict[Site, nn.Module]:
+        return {}
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class Session:
             switches, record = fit_recipe(calibration, options, score)
             try:
                 tune(calibration, switches, options, record, log)
-                record["size"] = sizes(calibration.model, switches)
+                record["size"] = sizes(calibration, switches)
                 with timed(record["seconds"], "evaluate"):
                     record["texts"] = {name: comparison.measure(switches) for name, comparison in comparisons.items()}
                     if self._tasks:

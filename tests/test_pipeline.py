@@ -6,6 +6,7 @@ from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokens
 
 from subfit.budget import Budget
 from subfit.calibration import Calibration
+from subfit.costs import count_flops
 from subfit.errors import SubFitError
 from subfit.pipeline import compress_model
 from subfit.scorer import StreamScorer
@@ -31,6 +32,8 @@ def test_every_way_of_fitting_on_every_family(family, target):
     assert size["after"]["parameters"] == dense - size["removed_parameters"] + size["added_parameters"]
     assert 0 < size["added_parameters"] <= 0.1 * size["removed_parameters"]
     assert size["after"]["kv_bytes_per_token"] == size["before"]["kv_bytes_per_token"] / 2
+    flops = count_flops(lambda: result.model(tiny_tokens(1), use_cache=False))["Global"]
+    assert size["after"]["flops_per_token"] == flops / tiny_tokens().shape[1] < size["before"]["flops_per_token"]
     assert record["evaluation"]["perplexity"] > 0
     with torch.no_grad():
         assert result.model(tiny_tokens(2)).logits.isfinite().all()

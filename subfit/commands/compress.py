@@ -50,6 +50,7 @@ def _show(record: dict[str, Any], output: str | None) -> None:
     table = Table("", "dense", "compressed", "ratio", title="SubFit")
     rows = [("parameters", before["parameters"], after["parameters"])]
     rows.append(("KV cache, bytes per token", before["kv_bytes_per_token"], after["kv_bytes_per_token"]))
+    rows.append(("MFLOP per token", before["flops_per_token"] / 1e6, after["flops_per_token"] / 1e6))
     if quality:
         rows.append(("perplexity", quality["reference_perplexity"], quality["perplexity"]))
     for name, dense, compressed in rows:
