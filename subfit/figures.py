@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from scipy.stats import rankdata
 
 from subfit.picture import TITLES
@@ -69,6 +70,7 @@ def draw_tradeoff(rows: list[Row], axis: str | None) -> Figure:
         panel.step(*zip(*front, strict=True), where="pre", color="0.4", linewidth=1, zorder=0)
         panel.set_xlabel(title)
         panel.set_yscale("log")
+        _plain_numbers(panel.yaxis)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("perplexity ratio (lower: better)")
     if axis:
@@ -109,6 +111,7 @@ def draw_effects(rows: list[Row], axes: list[str]) -> Figure:
         panel.set_ylim(len(values) - 0.5, -0.5)
         panel.set_title(axis, loc="left", fontsize=9)
         panel.set_xscale("log")
+        _plain_numbers(panel.xaxis)
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("perplexity ratio (lower: better)")
     return figure
@@ -127,6 +130,12 @@ def draw_curves(rows: list[Row]) -> Figure:
     panel.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False, fontsize=7)
     return figure
+
+
+def _plain_numbers(axis: Any) -> None:
+    """Labels an axis of logarithms with 1.5 rather than with a product of a power of ten."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2.5, 0.4)))
 
 
 def _values(rows: list[Row], axis: str) -> list[str]:
