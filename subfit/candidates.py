@@ -16,7 +16,8 @@ from subfit.stream import ResidualStream
 class Candidates:
     """A bypass for every site, fitted on the dense stream, which can be tried in any combination.
 
-    A trial resumes from the stream that enters the candidate's layer: the layers before it are run once for all trials.
+    A trial resumes from the stream that enters the candidate's layer: the layers before it are run once for all trials. What
+    was tried once is remembered, for the same search within another budget.
 
     Args:
         calibration: the model and its calibration tokens, all of which are fitted on.
@@ -35,6 +36,7 @@ class Candidates:
         stream = self._finish(self._start())
         with torch.no_grad():
             self._reference = [stream.logits(batch) for batch in stream.batches]
+        self._known: dict[tuple[str, frozenset[Site]], float] = {}  # by the measure and all sites that were bypassed
 
     @classmethod
     def of(cls, calibration: Calibration, bypass: Bypass, windows: int, length: int) -> "Candidates":
@@ -60,24 +62,22 @@ class Candidates:
             measure: `kl`, the divergence from the dense model, or `loss`, that of the next token; in nats, mean over tokens.
             show: whether to show a progress bar.
         """
-        groups = [[self.replacements[site] for site in group] for group in pool]
-        first = [min((r.site.layer for r in group), default=len(self.calibration.sites)) for group in groups]
-        found = [0.0] * len(groups)
+        wanted = [(measure, frozenset((*chosen, *group))) for group in pool]
+        added = {trial: [self.replacements[s] for s in trial[1].difference(chosen)] for trial in wanted}
+        first = {trial: min((r.site.layer for r in added[trial]), default=0) for trial in added if trial not in self._known}
         for site in chosen:
             self.replacements[site].on()
         try:
             stream = self._start()
-            order = sorted(range(len(groups)), key=first.__getitem__)
-            for index in tqdm(order, desc="try", unit="trial", disable=not show):
-                while stream.position < min(first[index], len(stream.layers)):
+            for trial in tqdm(sorted(first, key=first.__getitem__), desc="try", unit="trial", disable=not show or not first):
+                while stream.position < first[trial]:
                     stream.step()
-                for replacement in groups[index]:
+                for replacement in added[trial]:
                     replacement.on()
-                found[index] = self._measure(self._finish(stream.fork()), measure)
-                for replacement in groups[index]:
-                    if replacement.site not in chosen:
-                        replacement.off()
-            return found
+                self._known[trial] = self._measure(self._finish(stream.fork()), measure)
+                for replacement in added[trial]:
+                    replacement.off()
+            return [self._known[trial] for trial in wanted]
         finally:
             for replacement in self.replacements.values():
                 replacement.off()

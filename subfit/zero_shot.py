@@ -16,6 +16,8 @@ from subfit.errors import SubFitError
 from subfit.quality import losses
 from subfit.tasks import Task, joined
 
+WASTE = 1.5  # times the tokens that its prompts have alone, which a batch has at most
+
 Pair = tuple[list[int], list[int]]  # the tokens of a context and of its continuation
 
 
@@ -36,7 +38,7 @@ class Prompt:
     continuations: list[Continuation]
 
     def longest(self) -> int:
-        return max(len(c.tokens) for c in self.continuations)
+        return len(self.context) + max(len(c.tokens) for c in self.continuations)
 
 
 def score_task(model: Any, tokenizer: Any, task: Task, budget: int) -> Scores:
@@ -90,9 +92,9 @@ def log_likelihoods(model: Any, pairs: list[Pair], budget: int, label: str = "sc
     """Returns the log-likelihood of each continuation given its context, and whether greedy decoding gives it.
 
     A context with several continuations is run once, and its key-value cache serves all of them; one with a single
-    continuation is run with it in one go. The contexts of a batch are of equal length, so that nothing is padded on their
-    side and positions, sliding windows and caches are those of a single sequence in every architecture; continuations are
-    padded on the right, where causal attention does not look.
+    continuation is run with it in one go. Of the contexts of a batch, as much is cached as the shortest has, and the rest
+    goes with the continuations, which are padded on the right, where causal attention does not look: nothing is padded on
+    the left, so that positions, sliding windows and caches are those of a single sequence in every architecture.
 
     Args:
         pairs: tokens of contexts and continuations. A context that makes the whole longer than the model's context is cut
@@ -138,17 +140,15 @@ def _prompts(pairs: list[Pair], config: Any) -> list[Prompt]:
             prompts.append(Prompt(start[:1], [Continuation(one.index, [*start[1:], *one.tokens], one.scored)]))
         else:
             prompts.append(Prompt(start, continuations))
-    return sorted(prompts, key=lambda prompt: (len(prompt.context), prompt.longest()), reverse=True)
+    return sorted(prompts, key=lambda prompt: (prompt.longest(), len(prompt.context)), reverse=True)
 
 
 def _batches(prompts: list[Prompt], budget: int) -> Iterator[list[Prompt]]:
-    """Neighbours with contexts of equal length, as many as the budget of tokens allows."""
+    """Neighbours, as many as the budget of tokens allows, and as long as they are similar enough to be run together."""
     batch: list[Prompt] = []
     for prompt in prompts:
         together = [*batch, prompt]
-        longest = max(p.longest() for p in together)
-        tokens = sum(len(p.continuations) for p in together) * (len(prompt.context) + longest)
-        if batch and (len(batch[0].context) != len(prompt.context) or tokens > budget):
+        if batch and _tokens(together) > min(budget, WASTE * sum(_tokens([p]) for p in together)):
             yield batch
             together = [prompt]
         batch = together
@@ -156,23 +156,34 @@ def _batches(prompts: list[Prompt], budget: int) -> Iterator[list[Prompt]]:
         yield batch
 
 
+def _shared(batch: list[Prompt]) -> int:
+    """How many tokens of each context are run once for all of its continuations."""
+    return min(len(prompt.context) for prompt in batch)
+
+
+def _tokens(batch: list[Prompt]) -> int:
+    """The tokens that are run for a batch, with padding."""
+    shared, rows = _shared(batch), sum(len(prompt.continuations) for prompt in batch)
+    return len(batch) * shared + rows * (max(prompt.longest() for prompt in batch) - shared)
+
+
 def _run(model: Any, batch: list[Prompt]) -> Iterator[Tensor]:
-    """Runs the contexts of a batch, then their continuations on the contexts' cache.
+    """Runs what the contexts of a batch share with their continuations, then the rest on its cache.
 
     Returns:
         For each continuation, the logits (scored, vocabulary) that predict the tokens of it that count.
     """
-    device = next(model.parameters()).device
-    contexts = torch.tensor([prompt.context for prompt in batch], device=device)
+    device, shared = next(model.parameters()).device, _shared(batch)
+    contexts = torch.tensor([prompt.context[:shared] for prompt in batch], device=device)
     owners = torch.tensor([row for row, prompt in enumerate(batch) for _ in prompt.continuations], device=device)
-    rows = [row for prompt in batch for row in prompt.continuations]
-    longest = max(prompt.longest() for prompt in batch)
-    padded = torch.tensor([row.tokens + row.tokens[-1:] * (longest - len(row.tokens)) for row in rows], device=device)
+    rows = [([*prompt.context[shared:], *row.tokens], row.scored) for prompt in batch for row in prompt.continuations]
+    longest = max(len(tokens) for tokens, _ in rows)
+    padded = torch.tensor([tokens + tokens[-1:] * (longest - len(tokens)) for tokens, _ in rows], device=device)
     given = torch.cat([contexts[owners, -1:], padded[:, :-1]], 1)
-    if contexts.shape[1] == 1:
+    if shared == 1:
         logits = model(given, use_cache=False).logits
     else:
         cache = model.base_model(contexts[:, :-1], use_cache=True).past_key_values
         cache.reorder_cache(owners)  # a row for each continuation
         logits = model(given, past_key_values=cache, use_cache=True).logits
-    return (found[len(row.tokens) - row.scored : len(row.tokens)] for row, found in zip(rows, logits, strict=True))
+    return (found[len(tokens) - scored : len(tokens)] for (tokens, scored), found in zip(rows, logits, strict=True))

@@ -15,6 +15,7 @@ from subfit.costs import UNITS, site_costs
 from subfit.errors import SubFitError
 from subfit.pipeline import compress_model
 from subfit.sites import KINDS
+from subfit.stream import ResidualStream
 
 TRIAL = {"windows": 4, "length": 16}
 OPTIONS = {  # one entry for every selector
@@ -28,6 +29,7 @@ OPTIONS = {  # one entry for every selector
     "random": {},
     "whole_layers": {},
 }
+STEPS = {"greedy": {"rounds": "each", "pool": 4.0}, "evolutionary": {"generations": 8}}  # searches that try much
 PER_TYPE = {"contiguous", "evolutionary", "given", "greedy", "per_type", "random", "whole_layers"}
 
 
@@ -185,6 +187,16 @@ def test_contiguous_equals_hidden_states(distance, tokens, scores):
     assert names(found) == sorted(f"{kind}.{best + i}" for kind in KINDS for i in range(3))
 
 
+def test_contiguous_runs_of_any_length_take_one_pass(monkeypatch, scores):
+    calibration, passes, start = Calibration(tiny_model(), tiny_tokens(), batch_size=4), [], ResidualStream.__init__
+    monkeypatch.setattr(ResidualStream, "__init__", lambda *given: passes.append(given) or start(*given))
+    for sparsity in (0.25, 0.5):
+        for distance, tokens in (("angle", "all"), ("angle", "last"), ("cosine", "all")):
+            chosen = selector("contiguous", distance=distance, tokens=tokens)
+            chosen.select(scores, budget_of(calibration, sparsity), calibration)
+    assert len(passes) == len(calibration.tokens)  # a window each
+
+
 def test_contiguous_by_scores_and_without_a_run(calibration, scores):
     found = selector("contiguous", distance="scores").select(scores, budget_of(calibration), calibration)
     sums = [sum(s for site, s in scores.items() if site.layer in (i, i + 1)) for i in range(3)]
@@ -198,7 +210,7 @@ def test_contiguous_by_scores_and_without_a_run(calibration, scores):
 def test_greedy_without_bypasses_equals_a_naive_search(unit, measure, calibration, scores):
     """SLEB and BlockPruner: each time, drop what costs least given what was dropped before."""
     drop = {"bypass": "identity", "rounds": "each", "pool": 2.0, "unit": unit, "measure": measure, **TRIAL}
-    trials = Candidates.of(calibration, registry.make("bypasses", "identity"), 4, 16)
+    trials = Candidates(calibration, registry.make("bypasses", "identity"), 4, 16)
 
     def cost(chosen):
         return trials.costs((), [chosen], measure, show=False)[0]
@@ -222,15 +234,38 @@ def test_greedy_without_bypasses_equals_a_naive_search(unit, measure, calibratio
 
 
 def test_a_search_never_ends_worse_than_the_lowest_scores(calibration, scores):
-    trials = Candidates.of(calibration, registry.make("bypasses", "low_rank"), 4, 16)
+    trials = Candidates(calibration, registry.make("bypasses", "low_rank"), 4, 16)
     start = selector("per_type").select(scores, budget_of(calibration), calibration)
     found = selector("evolutionary", generations=8).select(scores, budget_of(calibration), calibration)
     before, after = trials.costs((), [start, found])
     assert after < before
 
 
+@pytest.mark.parametrize("name", ["greedy", "evolutionary"])
+def test_a_search_within_another_budget_repeats_no_trial(name, scores, monkeypatch):
+    measured, measure = [], Candidates._measure
+    monkeypatch.setattr(Candidates, "_measure", lambda *given: measured.append(given) or measure(*given))
+
+    def search(calibration, *sparsities):
+        """The selections, and what it took to find them."""
+        measured.clear()
+        chosen = (selector(name, **STEPS[name]).select(scores, budget_of(calibration, s), calibration) for s in sparsities)
+        return [names(sites) for sites in chosen], len(measured)
+
+    def fresh():
+        return Calibration(tiny_model(), tiny_tokens(), batch_size=4)
+
+    (small,), few = search(fresh(), 0.5)
+    (large,), many = search(fresh(), 0.75)
+    both, together = search(shared := fresh(), 0.5, 0.75)
+    assert both == [small, large] and few > 0
+    # selections of different sizes have nothing in common, but the steps towards them
+    assert together < few + many if name == "greedy" else together == few + many
+    assert search(shared, 0.75, 0.5) == ([large, small], 0)
+
+
 def test_trials_of_groups_equal_a_full_run(calibration, scores):
-    trials = Candidates.of(calibration, registry.make("bypasses", "low_rank"), 4, 16)
+    trials = Candidates(calibration, registry.make("bypasses", "low_rank"), 4, 16)
     sites = calibration.sites
     groups = [[sites[6], sites[1]], [sites[3]], []]
     found = trials.costs([sites[4]], groups)

@@ -1,13 +1,19 @@
 """The run of consecutive layers that moves the stream least."""
 
-from typing import Literal
+from collections import defaultdict
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm.auto import tqdm
 
+from subfit.calibration import Calibration
 from subfit.errors import SubFitError
-from subfit.geometry import angles
 from subfit.selector import Selector, pools
 from subfit.stream import ResidualStream
+
+CHUNK = 64  # positions whose streams are held in float64 at once
 
 
 class Contiguous(Selector):
@@ -41,27 +47,38 @@ class Contiguous(Selector):
         if self.distance == "scores":
             moved = {first: sum(scores[s] for i in range(count) for s in groups[first + i]) for first in starts}
         else:
-            moved = self._distances(calibration, count)
+            between = distances(calibration)[self.distance, self.tokens]
+            moved = {first: float(between[first, first + count]) for first in starts}
         best = min(starts, key=moved.__getitem__)
         return [site for i in range(count) for site in groups[best + i]]
 
-    @torch.no_grad()
-    def _distances(self, calibration, count) -> dict[int, float]:
-        """The distance between the streams before layer i and before layer i + count; one window's streams at a time."""
-        total: dict[int, float] = {}
-        for window in calibration.tokens.split(1):
-            stream = ResidualStream(calibration.model, window, 1)
-            kept = [self._tokens_of(stream)]
-            while stream.position < len(stream.layers):
-                for _ in stream.advance():
-                    pass
-                kept.append(self._tokens_of(stream))
-            for first, (before, after) in enumerate(zip(kept, kept[count:], strict=False)):
-                angle = angles(before, after)
-                distance = angle / torch.pi if self.distance == "angle" else 1 - angle.cos()
-                total[first] = total.get(first, 0.0) + float(distance.double().mean())
-        return total
 
-    def _tokens_of(self, stream):
-        hidden = stream.hidden[:, -1:] if self.tokens == "last" else stream.hidden
-        return hidden.float().clone()
+def distances(calibration: Calibration) -> dict[tuple[str, str], Tensor]:
+    """Returns how far the streams before any two layers are apart, by the distance and the tokens; see `Contiguous`.
+
+    They come from one pass, whatever is asked for, and are remembered for other numbers of layers.
+
+    Returns:
+        (layers + 1, layers + 1), float64; the last is the stream after all layers.
+    """
+    if distances not in calibration.memory:
+        calibration.memory[distances] = _measured(calibration)
+    return calibration.memory[distances]
+
+
+@torch.no_grad()
+def _measured(calibration: Calibration) -> dict[tuple[str, str], Tensor]:
+    """One window's streams at a time; the mean over windows."""
+    total: dict[tuple[str, str], Any] = defaultdict(float)
+    for window in tqdm(calibration.tokens.split(1), desc="distances", unit="window"):
+        stream = ResidualStream(calibration.model, window, 1)
+        kept = [stream.hidden[0].clone()]
+        while stream.position < len(stream.layers):
+            stream.step()
+            kept.append(stream.hidden[0].clone())
+        rows = (normalize(part.double(), dim=-1) for part in torch.stack(kept, 1).split(CHUNK))
+        cosines = torch.cat([(unit @ unit.mT).clamp(-1, 1).cpu() for unit in rows])
+        for name, distance in (("angle", cosines.arccos() / torch.pi), ("cosine", 1 - cosines)):
+            total[name, "all"] += distance.mean(0) / len(calibration.tokens)
+            total[name, "last"] += distance[-1] / len(calibration.tokens)
+    return total

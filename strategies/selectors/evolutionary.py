@@ -63,19 +63,12 @@ class Evolutionary(Selector):
         parts = pools(scores, self.unit)
         best = [frozenset(budget.fill(part.ranked(scores), part.kinds)) for part in parts]
         candidates = Candidates.of(calibration, self.bypass, self.windows, self.length)
-        known: dict[Groups, float] = {}
-        self._measure(candidates, [best], known)
         for _ in range(self.generations):
-            children = [self._mutated(best, parts, budget, generator) for _ in range(self.offspring)]
-            self._measure(candidates, children, known)
-            best = min([best, *children], key=lambda chosen: known[frozenset().union(*chosen)])
+            tried = [best] + [self._mutated(best, parts, budget, generator) for _ in range(self.offspring)]
+            trials = [[site for chosen in selection for group in chosen for site in group] for selection in tried]
+            costs = candidates.costs((), trials, self.measure)
+            best = tried[costs.index(min(costs))]
         return [site for chosen in best for group in chosen for site in group]
-
-    def _measure(self, candidates: Candidates, selections: list[list[Groups]], known: dict[Groups, float]) -> None:
-        """Tries the selections that were not tried before."""
-        new = list({whole for chosen in selections if (whole := frozenset().union(*chosen)) not in known})
-        trials = [[site for group in whole for site in group] for whole in new]
-        known.update(zip(new, candidates.costs((), trials, self.measure), strict=True))
 
     def _mutated(self, parent: list[Groups], parts: list[Pool], budget, generator: Random) -> list[Groups]:
         """A selection that exchanges up to `exchanges` groups of one part, and still fills its budget."""
