@@ -42,3 +42,41 @@ def test_the_readmes_table_is_that_of_the_rows():
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     place = readme.index(headline()[0])
     assert readme[place : place + len(headline())] == headline()
+
+
+def benchmark() -> dict:
+    return json.loads((RESULTS / "speed" / "benchmark.json").read_text(encoding="utf-8"))
+
+
+def speeds() -> list[str]:
+    """The lines of the table of speeds, one for each prompt, and for each batch and context that is decoded."""
+    result = benchmark()
+    named = [(f"prefill, {entry['prompt_length']} tokens", entry) for entry in result["prefill"]]
+    named += [(f"decoding {e['new_tokens']} tokens after {e['context']}", e) for e in result["decoding"]]
+    lines = []
+    for name, entry in named:
+        speed, seconds = entry["speedup"], entry["seconds"]
+        low, high = speed["quartiles"]
+        times = f"{1000 * seconds['dense']:.0f} ms | {1000 * seconds['compressed']:.0f} ms"
+        ratios = f"{speed['measured']:.2f} [{low:.2f}, {high:.2f}] | {speed['ideal']:.2f} | {speed['reached']:.0%}"
+        lines.append(f"| {name} | {times} | {ratios} |")
+    return lines
+
+
+def test_the_table_of_speeds_is_that_of_the_benchmark():
+    shown = (RESULTS / "README.md").read_text(encoding="utf-8").splitlines()
+    place = shown.index(speeds()[0])
+    assert shown[place : place + len(speeds())] == speeds()
+
+
+def test_the_readmes_speeds_are_those_of_the_benchmark():
+    result = benchmark()
+    prompt = next(e["speedup"] for e in result["prefill"] if e["prompt_length"] == 1024)
+    token = next(e["speedup"] for e in result["decoding"] if e["context"] == 512)
+    kv = {name: size["kv_bytes_per_token"] for name, size in result["size"].items()}
+    for said in (
+        f"1024 tokens is read {prompt['measured']:.2f} times as fast, {prompt['reached']:.0%} of what the removed arithmetic",
+        f"after 512 are decoded {token['measured']:.2f} times as fast, {token['reached']:.0%} of what the removed bytes",
+        f"key-value cache takes {kv['compressed'] / kv['dense']:.0%} of the memory",
+    ):
+        assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
