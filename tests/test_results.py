@@ -74,9 +74,10 @@ def test_the_readmes_speeds_are_those_of_the_benchmark():
     prompt = next(e["speedup"] for e in result["prefill"] if e["prompt_length"] == 1024)
     token = next(e["speedup"] for e in result["decoding"] if e["context"] == 512)
     kv = {name: size["kv_bytes_per_token"] for name, size in result["size"].items()}
+    read, decoded = (f"{e['measured']:.2f} times as fast, {e['reached']:.0%}" for e in (prompt, token))
     for said in (
-        f"1024 tokens is read {prompt['measured']:.2f} times as fast, {prompt['reached']:.0%} of what the removed arithmetic",
-        f"after 512 are decoded {token['measured']:.2f} times as fast, {token['reached']:.0%} of what the removed bytes",
+        f"1024 tokens is read {read} of what the removed arithmetic",
+        f"after 512 are decoded {decoded} of what the removed bytes",
         f"key-value cache takes {kv['compressed'] / kv['dense']:.0%} of the memory",
     ):
         assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
