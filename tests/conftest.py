@@ -93,6 +93,15 @@ def recipe(**given) -> Recipe:
     return Recipe(**made | {name: registry.make(kind, made[name]) for name, kind in registry.OPTIONS.items()})
 
 
+@pytest.fixture(scope="module")
+def all_cores():
+    """For what is large enough to gain by them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Path:
     """A tiny Llama with its tokenizer, as a local folder."""

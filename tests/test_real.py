@@ -22,16 +22,13 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
+def real(all_cores, tmp_path_factory):
     """SmolLM2-135M-Instruct in float32, its tokenizer, and windows of a real text; on all cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
     model, tokenizer = load("smollm2-135m")
     text = tmp_path_factory.mktemp("texts") / "python.txt"
     text.write_text("\n\n".join(topics.values()))
     tokens, _ = windows(Data(path=str(text), windows=24, length=256), model, tokenizer, 0)
-    yield model, tokenizer, tokens
-    torch.set_num_threads(threads)
+    return model, tokenizer, tokens
 
 
 def test_it_knows_the_capital_of_france(real):
