@@ -113,7 +113,8 @@ def _table(rows: list[Row], axes: list[str]) -> tuple[list[tuple[str, bool]], li
         cell: list[tuple[Any, str]] = [(label(row["values"].get(axis)), label(row["values"].get(axis))) for axis in axes]
         cell += [_ratio(row["texts"].get(name)) for name in texts]
         if asked:
-            cell += [_share(row.get("tasks_mean", {}).get(name)) for name in ("retained", "retained_above_chance")]
+            tasks = row.get("tasks_mean", {})
+            cell += [_retained(tasks), _share(tasks.get("retained_above_chance"))]
         cell += [(first["agreement"], f"{first['agreement']:.1%}"), (first["kl"], f"{first['kl']:.3f}")]
         cell += [(number, f"{number:,}") for number in (net_parameters(row), size["added_parameters"])]
         cells.append([*cell, (kept, f"{kept:.0%}"), (spent, f"{spent:.0f}")])
@@ -130,6 +131,15 @@ def _ratio(measured: dict[str, Any] | None) -> tuple[Any, str]:
 
 def _share(value: float | None) -> tuple[Any, str]:
     return ("", "") if value is None else (value, f"{value:.1%}")
+
+
+def _retained(tasks: dict[str, Any]) -> tuple[Any, str]:
+    """The accuracy as a share of the reference's, and how it is shown, with the 95 % interval of the paired difference."""
+    value, shown = _share(tasks.get("retained"))
+    if shown and tasks["difference_error"] is not None:
+        spread = 1.96 * tasks["difference_error"] / tasks["reference_accuracy"]
+        shown += f" [{value - spread:.1%}, {value + spread:.1%}]"
+    return value, shown
 
 
 def _summary(row: Row) -> str:

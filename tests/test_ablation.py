@@ -141,7 +141,11 @@ def test_tasks_are_measured_as_on_the_saved_model(grid, tmp_path, model_folder):
     found = api.evaluate(str(tmp_path / "model"), reference=str(model_folder), tasks=[str(tmp_path / "toy.jsonl")], items=8)
     assert row["tasks"] == found["tasks"] and row["tasks_mean"] == found["tasks_mean"]
     table = report([str(tmp_path / "out")], str(tmp_path / "page")).with_name("table.md").read_text()
-    assert "| accuracy retained | above chance |" in table and f"| {row['tasks_mean']['retained']:.1%} |" in table
+    mean = row["tasks_mean"]
+    spread = 1.96 * mean["difference_error"]
+    low, high = ((mean["accuracy"] + by) / mean["reference_accuracy"] for by in (-spread, spread))
+    assert "| accuracy retained | above chance |" in table
+    assert f"| {mean['accuracy'] / mean['reference_accuracy']:.1%} [{low:.1%}, {high:.1%}] |" in table
     low, high = row["texts"]["evaluation"]["perplexity_ratio_interval"]
     assert f"{row['texts']['evaluation']['perplexity_ratio']:.3f} [{low:.3f}, {high:.3f}]" in table
     for wrong, message in (({"tasks": "toy.jsonl"}, "tasks must be a list"), ({"items": 0}, "items is 0")):

@@ -39,18 +39,22 @@ def headline() -> list[str]:
 
 
 def test_the_readmes_table_is_that_of_the_rows():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    place = readme.index(headline()[0])
-    assert readme[place : place + len(headline())] == headline()
+    check_table(ROOT / "README.md", headline())
 
 
-def benchmark() -> dict:
-    return json.loads((RESULTS / "speed" / "benchmark.json").read_text(encoding="utf-8"))
+def check_table(path: Path, lines: list[str]) -> None:
+    shown = path.read_text(encoding="utf-8").splitlines()
+    place = shown.index(lines[0])
+    assert shown[place : place + len(lines)] == lines
+
+
+def benchmark(name: str) -> dict:
+    return json.loads((RESULTS / name / "benchmark.json").read_text(encoding="utf-8"))
 
 
 def speeds() -> list[str]:
     """The lines of the table of speeds, one for each prompt, and for each batch and context that is decoded."""
-    result = benchmark()
+    result = benchmark("speed")
     named = [(f"prefill, {entry['prompt_length']} tokens", entry) for entry in result["prefill"]]
     named += [(f"decoding {e['new_tokens']} tokens after {e['context']}", e) for e in result["decoding"]]
     lines = []
@@ -64,13 +68,29 @@ def speeds() -> list[str]:
 
 
 def test_the_table_of_speeds_is_that_of_the_benchmark():
-    shown = (RESULTS / "README.md").read_text(encoding="utf-8").splitlines()
-    place = shown.index(speeds()[0])
-    assert shown[place : place + len(speeds())] == speeds()
+    check_table(RESULTS / "README.md", speeds())
+
+
+def costs() -> list[str]:
+    """The lines of the table of what a compression costs, one for each shape and number of calibration windows."""
+    lines = []
+    for name in ("smollm2-135m", "half-the-depth", "twice-the-depth", "twice-the-width"):
+        result = benchmark(f"compression/{name}")
+        shape = json.loads((ROOT / result["model"]).read_text(encoding="utf-8"))
+        for cost in result["compression"]:
+            seconds = " | ".join(f"{cost['seconds'][stage]:.1f}" for stage in ("forward", "score", "select", "fit"))
+            tokens, memory = cost["windows"] * cost["length"], cost["peak_bytes"] / 2**20
+            size = f"{shape['num_hidden_layers']} | {shape['hidden_size']} | {tokens:,}"
+            lines.append(f"| {size} | {seconds} | {cost['forwards']:.2f} | {memory:.0f} MiB |")
+    return lines
+
+
+def test_the_table_of_costs_is_that_of_the_benchmarks():
+    check_table(RESULTS / "README.md", costs())
 
 
 def test_the_readmes_speeds_are_those_of_the_benchmark():
-    result = benchmark()
+    result = benchmark("speed")
     prompt = next(e["speedup"] for e in result["prefill"] if e["prompt_length"] == 1024)
     token = next(e["speedup"] for e in result["decoding"] if e["context"] == 512)
     kv = {name: size["kv_bytes_per_token"] for name, size in result["size"].items()}
