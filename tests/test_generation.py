@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokens
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from subfit.pipeline import compress_model
 from subfit.quality import kv_bytes_per_token
@@ -45,6 +45,20 @@ def test_greedy_decoding_with_a_cache_equals_decoding_without(family, names):
         assert torch.equal(found.sequences, expected.sequences), name
         for a, b in zip(found.logits, expected.logits, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", SELECTIONS.values(), ids=SELECTIONS)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_decoding_is_one_graph_for_the_compiler(family, names):
+    """With a cache of a fixed size, as generation has it when it is compiled."""
+    model, ids = compressed(family, names), tiny_tokens(2, 9)
+    torch.compiler.reset()
+    forward = torch.compile(model.forward, backend="eager", fullgraph=True)  # raises where the graph would break
+    cache = StaticCache(config=model.config, max_cache_len=9)
+    with torch.no_grad():
+        found = [model(ids[:, :5], past_key_values=cache).logits]
+        found += [forward(token, past_key_values=cache).logits for token in ids[:, 5:].split(1, 1)]
+        torch.testing.assert_close(torch.cat(found, 1), model(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("cache", [None, DynamicCache])
