@@ -124,7 +124,7 @@ def subfit(tmp_path):
     """Runs the command line in a process of its own, in an empty folder; returns the finished process."""
 
     def run(*arguments: object, **options) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "subfit.cli", *map(str, arguments)]
+        command = [Path(sys.executable).with_name("subfit"), *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, **options)
 
     return run

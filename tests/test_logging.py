@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 
 from subfit import api
 from subfit.cli import main
@@ -49,6 +50,7 @@ def insert(into: dict, items) -> None:
 
 def logged(folder: Path) -> dict:
     """Configuration, summary, history and run of the only offline run in a folder."""
+    wandb.teardown()  # W&B's own process may still be writing the file
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     result: dict = {"config": {}, "summary": {}, "history": [], "files": path.parent / "files", "bytes": path.read_bytes()}
     for record in records(path):
@@ -73,8 +75,6 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    import wandb
-
     wandb.teardown()
     yield tmp_path
     wandb.teardown()
