@@ -1,6 +1,7 @@
 """The command line, as its user runs it: in a process of its own."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,10 +19,12 @@ SMALL = ["--calibration.windows", 6, "--calibration.length", 32, "--evaluation.w
 
 def test_help_is_fast_and_imports_no_torch():
     code = "import subfit.cli, sys\ntry: subfit.cli.main(['--help'])\nfinally: print('torch' in sys.modules)"
-    start = time.perf_counter()
+    start = os.times()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("False\n") and "compress" in done.stdout, done.stderr
-    assert time.perf_counter() - start < 4  # torch alone takes longer where two tests run at once
+    end = os.times()
+    spent = end.children_user - start.children_user + end.children_system - start.children_system
+    assert spent < 1, f"{spent} s of a processor"  # whatever else the machine does
 
 
 @pytest.mark.parametrize("write", ["print('x')", "print('x' * 100_000)", "rich.print('x')"])
