@@ -22,6 +22,7 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m 'not real' --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m real
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 import platform
 import re
 import time
@@ -13,23 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subfit import checkpoint, registry
-from subfit.adapters import LoRA
-from subfit.compression_cost import compression_costs
-from subfit.data import EVALUATION_SEED, Data, EvaluationData, windows
+from subfit import registry
+from subfit.calibration.data import EVALUATION_SEED, Data, EvaluationData, read_tokens
 from subfit.errors import SubFitError
-from subfit.evaluation import evaluate
-from subfit.finetune import FineTuning, TrainerFlags
-from subfit.footprint import footprint
-from subfit.logs import Log, LoggerName, open_log
-from subfit.models import device_of, load
-from subfit.picture import draw_speed
+from subfit.evaluation.evaluate import evaluate
+from subfit.finetuning.fine_tune import FineTuning, TrainerFlags
+from subfit.finetuning.lora import LoRA
+from subfit.model import checkpoint
+from subfit.model.loading import device_of, load
+from subfit.model.processes import init_process_group, shard_model
 from subfit.pipeline import Compression, Recipe, compress_model
-from subfit.processes import divide, join
-from subfit.random_weights import random_models
-from subfit.speed import Workload, check_comparable, compare_speed, setting
+from subfit.tracking.loggers import Log, LoggerName, open_log
+from subfit.tracking.plots import draw_scores
 
-__all__ = ["Options", "SubFitError", "benchmark", "compress", "evaluate", "list_strategies", "load"]
+__all__ = ["Options", "SubFitError", "compress", "evaluate", "list_strategies", "load"]
 
 DEFAULTS = {"scorer": "subfit", "selector": "per_type", "attention_bypass": "low_rank", "ffn_bypass": "shared_low_rank"}
 
@@ -157,75 +153,8 @@ def _run(options: Options, configuration: dict[str, Any], log: Log) -> Compressi
         versions={"python": platform.python_version(), **{p: version(p) for p in ("subfit", "torch", "transformers")}},
     )
     if options.output is not None:
-        checkpoint.save(compression, options.output)
+        checkpoint.save(compression.model, tokenizer, record, options.output, draw_scores)
     return compression
-
-
-def benchmark(
-    model: str | None = None,
-    *,
-    reference: str | None = None,
-    random_weights: str | None = None,
-    sparsity: float = 0.25,
-    attention_bypass: Any = DEFAULTS["attention_bypass"],
-    ffn_bypass: Any = DEFAULTS["ffn_bypass"],
-    workload: Workload | None = None,
-    compile: bool = False,
-    output: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    trust_remote_code: bool = False,
-) -> dict[str, Any]:
-    """Times a compressed model beside its dense one, see `speed.compare_speed`, and the compression itself.
-
-    Args:
-        model, reference: names of the compressed and of the dense model, as for `load`; the dense one is loaded in the data
-            type of the compressed one.
-        random_weights: instead of both, a configuration to build both from; see `random_weights.random_models`.
-        sparsity, attention_bypass, ffn_bypass: what the compressed one has then, and how the dense one is compressed where
-            that is timed; bypasses are given as for `compress`.
-        workload: what is timed.
-        compile: whether to run both models through `torch.compile`.
-        output: folder to write `benchmark.json` and `benchmark.png`, a picture of the speed, to; it must not exist. Nothing
-            is written if not given.
-
-    Returns:
-        What `compare_speed` returns, with the models' sizes and where they ran; and the list `compression`, an entry as
-        `compression_cost` returns it for each number of calibration windows.
-
-    Raises:
-        SubFitError: if something is wrong that the user can mend.
-    """
-    workload = workload or Workload()
-    if output is not None:
-        checkpoint.check_free(output)
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    bypasses = [registry.make("bypasses", given) for given in (attention_bypass, ffn_bypass)]
-    if random_weights and not (model or reference):
-        dense, compressed = random_models(random_weights, sparsity, *bypasses, seed=workload.seed, **options)
-    elif model and reference and not random_weights:
-        compressed = load(model, **options)[0]
-        dense = load(reference, **options | {"dtype": str(compressed.dtype).removeprefix("torch.")})[0]
-    else:
-        raise SubFitError("give a compressed model and its dense reference, or random_weights alone")
-    check_comparable(dense, compressed, workload)
-    chosen = {kind: registry.make(f"{kind}s", DEFAULTS[kind]) for kind in ("scorer", "selector")}
-    recipe = Recipe(**chosen, attention_bypass=bypasses[0], ffn_bypass=bypasses[1], sparsity=sparsity)
-    result = {
-        "model": model or random_weights,
-        "reference": reference,
-        "setting": {**setting(dense), "compiled": compile},
-        "workload": asdict(workload),
-        "size": {"dense": footprint(dense), "compressed": footprint(compressed)},
-        **compare_speed(dense, compressed, workload, compile),
-        "compression": compression_costs(dense, recipe, workload),
-    }
-    if output is not None:
-        with checkpoint.new_folder(output) as folder:
-            (folder / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-            if result["prefill"] or result["decoding"]:
-                draw_speed(result, folder / "benchmark.png")
-    return result
 
 
 def list_strategies(kind: str | None = None, name: str | None = None) -> dict[str, list[dict[str, Any]]]:
@@ -261,9 +190,9 @@ def model_of(options: Options) -> tuple[Any, Any]:
     if not options.fsdp:
         return load(options.model, dtype=options.dtype, device=options.device)
     device = device_of(options.device)
-    join(device)
+    init_process_group(device)
     model, tokenizer = load(options.model, dtype=options.dtype, device="cpu")
-    divide(model, device)
+    shard_model(model, device)
     return model, tokenizer
 
 
@@ -271,9 +200,9 @@ def tokens_of(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Ten
     """The calibration and the evaluation windows of a run."""
     own, wanted = options.evaluation, options.evaluation.windows
     held_out = wanted > 0 and not (own.source or own.path or own.dataset)
-    tokens, rest = windows(options.calibration, model, tokenizer, options.seed, wanted if held_out else 0)
+    tokens, rest = read_tokens(options.calibration, model, tokenizer, options.seed, wanted if held_out else 0)
     if wanted > 0 and not held_out:
-        rest, _ = windows(own, model, tokenizer, options.seed + EVALUATION_SEED)
+        rest, _ = read_tokens(own, model, tokenizer, options.seed + EVALUATION_SEED)
     return tokens, rest
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from subfit.errors import SubFitError, where
-from subfit.modeling_subfit import Scale
-from subfit.sites import Site
+from subfit.model.modeling_subfit import Scale
+from subfit.model.submodules import Site
 
 Run = Callable[[nn.Module, Tensor], Tensor]
 Reads = Literal["input", "stream", "nothing", "previous"]

@@ -19,7 +19,7 @@ def where(strategy: Any, method: str | None = None) -> str:
 
 
 @contextmanager
-def blaming(strategy: Any) -> Iterator[None]:
+def attribute_errors_to(strategy: Any) -> Iterator[None]:
     """Within the context, an error in a plug-in's own code becomes one line that says where it is."""
     try:
         yield
@@ -28,7 +28,7 @@ def blaming(strategy: Any) -> Iterator[None]:
     except Exception as error:
         file = inspect.getsourcefile(type(strategy))
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        if not lines or type(strategy).__module__.startswith("strategies."):
+        if not lines or type(strategy).__module__.startswith("subfit.strategies."):
             raise  # ours: a defect, to be seen in full
         name = type(strategy).__name__
         raise SubFitError(f"{name} ({file}:{lines[-1]}): {type(error).__name__}: {error}") from error

@@ -8,21 +8,21 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from subfit.budget import Budget, check_sparsity
 from subfit.bypass import Bypass
-from subfit.calibration import Calibration
-from subfit.comparison import Comparison
-from subfit.costs import Unit, check_unit, flops_per_token
-from subfit.errors import SubFitError, blaming, where
-from subfit.finetune import FineTuning, fine_tune
-from subfit.fit import Target, fit_one_shot, fit_sequential
-from subfit.logs import Log
-from subfit.processes import agreed, join
-from subfit.quality import kv_bytes_per_token
-from subfit.replace import Switch, check_replaceable, finish, switched_off
+from subfit.calibration.capture import Calibration
+from subfit.errors import SubFitError, attribute_errors_to, where
+from subfit.evaluation.comparison import Comparison
+from subfit.finetuning.fine_tune import FineTuning, fine_tune
+from subfit.fitting.budget import Budget, check_sparsity
+from subfit.fitting.costs import Unit, check_unit, flops_per_token
+from subfit.fitting.sequential import Target, fit_one_shot, fit_sequential
+from subfit.model.processes import broadcast, init_process_group
+from subfit.model.replacing import Switch, check_replaceable, finalize, switched_off
+from subfit.model.sizes import kv_bytes_per_token
+from subfit.model.submodules import Kind, Site
 from subfit.scorer import Scorer, Scores, score_sites
 from subfit.selector import Selector
-from subfit.sites import Kind, Site
+from subfit.tracking.loggers import Log
 
 
 @dataclass(kw_only=True)
@@ -104,7 +104,7 @@ def compress_model(
     """
     check_replaceable(model)
     calibration = Calibration(model, tokens, batch_size)
-    join(calibration.device)
+    init_process_group(calibration.device)
     switches, record = fit_recipe(calibration, recipe)
     tune(calibration, switches, recipe, record, log or Log())
     if evaluation is not None and len(evaluation):
@@ -113,7 +113,7 @@ def compress_model(
                 comparison = Comparison(model, evaluation)
             record["evaluation"] = comparison.measure(switches)
     record["size"] = sizes(calibration, switches)
-    finish(model, switches, calibration.sites)
+    finalize(model, switches, calibration.sites)
     return Compression(model, record)
 
 
@@ -133,10 +133,10 @@ def fit_recipe(
     eligible = _eligible(calibration.sites, recipe.protect)
     with timed(seconds, "score"):
         scores = (score or score_sites)(calibration, recipe.scorer)
-    with timed(seconds, "select"), blaming(recipe.selector):
+    with timed(seconds, "select"), attribute_errors_to(recipe.selector):
         budget = Budget(calibration, bypasses, recipe.sparsity, recipe.budget)
         selected = recipe.selector.select({site: scores[site] for site in eligible}, budget, calibration)
-        selected = agreed(_check_selection(selected, eligible, recipe.selector))
+        selected = broadcast(_check_selection(selected, eligible, recipe.selector))
     with timed(seconds, "fit"):
         plan = _plan(selected, bypasses)
         if recipe.fitting == "one_shot":

@@ -14,12 +14,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import strategies
 from subfit.bypass import Bypass
 from subfit.errors import SubFitError, where
 from subfit.scorer import Scorer
@@ -47,7 +47,7 @@ def add_plugin(path: str) -> None:
 
 def names(kind: str) -> list[str]:
     """Returns the names of all strategies of a kind ("scorers", "selectors" or "bypasses"), without importing them."""
-    folders = [str(Path(path) / kind) for path in strategies.__path__]
+    folders = [str(Path(path) / kind) for path in import_module("subfit.strategies").__path__]
     own = [module.name for module in pkgutil.iter_modules(folders)]
     added = [name for name, path in _plugins.items() if _defined(kind, _module_from(path))]
     return sorted({*own, *added, *(entry.name for entry in _entry_points(kind))})
@@ -89,7 +89,7 @@ def _find(kind: str, name: str) -> type | None:
     for entry in _entry_points(kind):
         if entry.name == name:
             return entry.load()
-    return _class_in(kind, importlib.import_module(f"strategies.{kind}.{name}"), "") if name in names(kind) else None
+    return _class_in(kind, importlib.import_module(f"subfit.strategies.{kind}.{name}"), "") if name in names(kind) else None
 
 
 def _missing(found: type) -> list[str]:
@@ -124,7 +124,7 @@ def class_path(kind: str, name: str) -> str:
 def short_name(path: str) -> str:
     """Returns the name by which any process finds the class with this importable path."""
     module, _, class_name = path.rpartition(".")
-    if module.startswith("strategies."):
+    if module.startswith("subfit.strategies."):
         return module.rpartition(".")[2]
     if module.startswith(PLUGIN):
         return f"{sys.modules[module].__file__}:{class_name}"
@@ -145,7 +145,7 @@ def make(kind: str, given: Any) -> Any:
         return found(**given.get("init_args", {}))
     except TypeError as error:
         takes = ", ".join(str(p) for p in inspect.signature(found).parameters.values())
-        place = "" if found.__module__.startswith("strategies.") else f" ({where(found)})"
+        place = "" if found.__module__.startswith("subfit.strategies.") else f" ({where(found)})"
         raise SubFitError(f"{given['class_path']}: {error}; it takes ({takes}){place}") from error
 
 

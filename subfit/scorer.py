@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from subfit.errors import SubFitError, blaming, where
-from subfit.sites import Site
+from subfit.errors import SubFitError, attribute_errors_to, where
+from subfit.model.submodules import Site
 
 if TYPE_CHECKING:
-    from subfit.calibration import Calibration
+    from subfit.calibration.capture import Calibration
 
 Scores = dict[Site, float]
 
@@ -99,12 +99,12 @@ def score_together(calibration: Calibration, scorers: Sequence[Scorer]) -> list[
         together = MetricCollection(looking, compute_groups=False)
         with ExitStack() as stack:
             for scorer in looking.values():
-                stack.enter_context(blaming(scorer))
+                stack.enter_context(attribute_errors_to(scorer))
             scores = {site: its.compute() for site, its in calibration.stream_through(together.clone).items()}
         found = {int(i): {site: float(scores[site][i]) for site in scores} for i in looking}
     for i, scorer in enumerate(scorers):
         if i not in found:
-            with blaming(scorer):
+            with attribute_errors_to(scorer):
                 found[i] = scorer.score(calibration)
         _check_scores(calibration, scorer, found[i])
     return [found[i] for i in range(len(scorers))]

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from subfit.budget import Budget
-from subfit.sites import KINDS, Kind, Site
+from subfit.fitting.budget import Budget
+from subfit.model.submodules import KINDS, Kind, Site
 
 if TYPE_CHECKING:
-    from subfit.calibration import Calibration
+    from subfit.calibration.capture import Calibration
 
 
 class Selector(ABC):

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from subfit import registry
+from subfit.model.submodules import KINDS
 from subfit.pipeline import Recipe
 from subfit.selector import Selector
-from subfit.sites import KINDS
 
 VOCABULARY = 101
 SMALL = {

@@ -8,11 +8,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from conftest import recipe, tiny_model, tiny_tokens
 
-from subfit.calibration import Calibration
-from subfit.finetune import FineTuning, TrainerFlags, fine_tune
-from subfit.logs import Log
+from subfit.calibration.capture import Calibration
+from subfit.finetuning.fine_tune import FineTuning, TrainerFlags, fine_tune
+from subfit.model.processes import is_rank_zero
 from subfit.pipeline import fit_recipe
-from subfit.processes import leads
+from subfit.tracking.loggers import Log
 
 
 def main(path: str, processes: int) -> None:
@@ -23,14 +23,14 @@ def main(path: str, processes: int) -> None:
     flags = TrainerFlags(max_steps=3, val_check_interval=1, devices=processes, strategy=strategy, precision="64-true")
     gradients: list[torch.Tensor] = []
 
-    from subfit.distillation import Distillation
+    from subfit.finetuning.distillation import Distillation
 
     def keep(self, optimizer):
         gradients.extend(master.grad.clone() for master in self.masters)
 
     Distillation.on_before_optimizer_step = keep
     record = fine_tune(calibration, replacements, FineTuning(trainer=flags, kl=1.0, stream=0.3), Log())
-    if leads():
+    if is_rank_zero():
         torch.save({"gradients": gradients, "curve": [point["kl"] for point in record["curve"]]}, path)
 
 

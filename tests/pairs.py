@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from subfit import registry
-from subfit.moments import Moments
-from subfit.sites import Site
+from subfit.calibration.moments import Moments
+from subfit.model.submodules import Site
 
 D = 12
 

@@ -10,10 +10,10 @@ import torch
 from conftest import Given, recipe, tiny_model, tiny_tokens
 from torch.distributed.tensor import DTensor
 
-from subfit.adapters import LoRA
-from subfit.finetune import FineTuning, TrainerFlags
+from subfit.finetuning.fine_tune import FineTuning, TrainerFlags
+from subfit.finetuning.lora import LoRA
+from subfit.model.processes import full_tensor, init_process_group, shard_model
 from subfit.pipeline import compress_model
-from subfit.processes import divide, join, whole
 
 SMALL = {"windows": 3, "length": 12}
 RECIPES = {
@@ -59,15 +59,15 @@ def main(folder: str) -> None:
         torch.manual_seed(0)
         model = tiny_model().double()
         if processes > 1 and "divided" in name:
-            join(torch.device("cpu"))
-            divide(model, torch.device("cpu"))
+            init_process_group(torch.device("cpu"))
+            shard_model(model, torch.device("cpu"))
         made = recipe(sparsity=0.5, **given)
         result = compress_model(model, tiny_tokens(21, 24), made, evaluation=tiny_tokens(3, 24, seed=1), batch_size=4)
         state = result.model.state_dict()
         held = {key: value.to_local() if isinstance(value, DTensor) else value for key, value in state.items()}
         found[name] = {
             "record": {**result.record, "seconds": None},
-            "weights": {key: whole(value) for key, value in state.items()},
+            "weights": {key: full_tensor(value) for key, value in state.items()},
             "held": sum(value.numel() for key, value in held.items() if ".layers." in key),
         }
     torch.save(found, Path(folder) / os.environ.get("RANK", "alone"))

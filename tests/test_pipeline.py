@@ -4,10 +4,10 @@ import pytest
 import torch
 from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokens
 
-from subfit.budget import Budget
-from subfit.calibration import Calibration
-from subfit.costs import count_flops
+from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
+from subfit.fitting.budget import Budget
+from subfit.fitting.costs import count_flops
 from subfit.pipeline import compress_model
 from subfit.scorer import StreamScorer
 

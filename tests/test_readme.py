@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from conftest import tiny_model, tiny_tokenizer
 
-from subfit.cli import main
+from subfit.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

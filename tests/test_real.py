@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import recipe
 
-from subfit.calibration import Calibration
-from subfit.data import Data, windows
-from subfit.fit import fit_one_shot
-from subfit.models import load
+from subfit.calibration.capture import Calibration
+from subfit.calibration.data import Data, read_tokens
+from subfit.fitting.sequential import fit_one_shot
+from subfit.model.loading import load
 from subfit.pipeline import compress_model
 
 pytestmark = pytest.mark.real
@@ -27,7 +27,7 @@ def real(all_cores, tmp_path_factory):
     model, tokenizer = load("smollm2-135m")
     text = tmp_path_factory.mktemp("texts") / "python.txt"
     text.write_text("\n\n".join(topics.values()))
-    tokens, _ = windows(Data(path=str(text), windows=24, length=256), model, tokenizer, 0)
+    tokens, _ = read_tokens(Data(path=str(text), windows=24, length=256), model, tokenizer, 0)
     return model, tokenizer, tokens
 
 

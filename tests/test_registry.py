@@ -1,6 +1,6 @@
 import pytest
+from subfit.strategies.bypasses.low_rank import LowRank
 
-from strategies.bypasses.low_rank import LowRank
 from subfit import registry
 from subfit.errors import SubFitError
 
@@ -26,7 +26,7 @@ def plugin(tmp_path):
 
 def test_a_strategy_is_found_by_file_name_dotted_path_and_plugin_file(plugin):
     assert registry.find("bypasses", "low_rank") is LowRank
-    assert registry.find("bypasses", "strategies.bypasses.low_rank.LowRank") is LowRank
+    assert registry.find("bypasses", "subfit.strategies.bypasses.low_rank.LowRank") is LowRank
     found = registry.find("bypasses", str(plugin))
     assert found.__name__ == "Doubled" and registry.find("bypasses", f"{plugin}:Doubled") is found
     assert registry.make("bypasses", {"class_path": str(plugin), "init_args": {"times": 3}}).times == 3

@@ -6,7 +6,7 @@ from torch import nn
 
 from subfit.bypass import Bypass, linear_layer
 from subfit.errors import SubFitError
-from subfit.regression import allocate_ranks, centre, rank_gains, reduced_rank
+from subfit.fitting.regression import allocate_ranks, centre, rank_gains, reduced_rank
 
 
 class AllocatedLowRank(Bypass):

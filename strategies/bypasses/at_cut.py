@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from strategies.bypasses.identity import Identity
+from subfit.strategies.bypasses.identity import Identity
+
 from subfit import registry
 from subfit.bypass import Bypass
 from subfit.errors import SubFitError

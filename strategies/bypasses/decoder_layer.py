@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from subfit.bypass import Bypass
-from subfit.descent import train
 from subfit.errors import SubFitError
+from subfit.fitting.gradient_fit import fit_by_gradient
 
 
 class DecoderLayer(Bypass):
@@ -44,5 +44,5 @@ class DecoderLayer(Bypass):
             return nn.functional.mse_loss(run(layer, before), after.float()) / scale
 
         steps = self.epochs * len(inputs) // self.batch
-        train(layer, loss, inputs, targets, steps, self.learning_rate, self.batch, self.seed)
+        fit_by_gradient(layer, loss, inputs, targets, steps, self.learning_rate, self.batch, self.seed)
         return layer

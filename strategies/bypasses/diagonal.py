@@ -5,7 +5,7 @@ from typing import Literal
 from torch import nn
 
 from subfit.bypass import Bypass, scale_layer
-from subfit.regression import centre, diagonal_weights
+from subfit.fitting.regression import centre, diagonal_weights
 
 
 class Diagonal(Bypass):

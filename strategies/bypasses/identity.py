@@ -3,7 +3,7 @@
 from torch import nn
 
 from subfit.bypass import Bypass
-from subfit.modeling_subfit import Zero
+from subfit.model.modeling_subfit import Zero
 
 
 class Identity(Bypass):

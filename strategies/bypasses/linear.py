@@ -5,7 +5,7 @@ from typing import Literal
 from torch import nn
 
 from subfit.bypass import Bypass, linear_layer
-from subfit.regression import centre, least_squares
+from subfit.fitting.regression import centre, least_squares
 
 
 class Linear(Bypass):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from subfit.bypass import Bypass, linear_layer
-from subfit.hadamard import hadamard
+from subfit.fitting.hadamard import hadamard
 
 CHUNK = 4096  # tokens rotated at once
 

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import nn
 
 from subfit.bypass import Bypass, linear_layer, rank_for
-from subfit.regression import centre, least_squares, reduced_rank
+from subfit.fitting.regression import centre, least_squares, reduced_rank
 
 
 class LowRank(Bypass):

@@ -5,8 +5,8 @@ from typing import Literal
 from torch import nn
 
 from subfit.bypass import Bypass, linear_layer, rank_for, scale_layer
-from subfit.modeling_subfit import Sum
-from subfit.regression import centre, diagonal_and_low_rank
+from subfit.fitting.regression import centre, diagonal_and_low_rank
+from subfit.model.modeling_subfit import Sum
 
 
 class LowRankDiagonal(Bypass):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from subfit.bypass import Bypass
-from subfit.modeling_subfit import Constant
+from subfit.model.modeling_subfit import Constant
 
 
 class Mean(Bypass):

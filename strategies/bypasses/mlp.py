@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from subfit.bypass import Bypass, linear_layer, rank_for
-from subfit.descent import train
 from subfit.errors import SubFitError
-from subfit.modeling_subfit import SwiGLU
-from subfit.regression import centre, reduced_rank
+from subfit.fitting.gradient_fit import fit_by_gradient
+from subfit.fitting.regression import centre, reduced_rank
+from subfit.model.modeling_subfit import SwiGLU
 
 
 class MLP(Bypass):
@@ -80,7 +80,7 @@ class MLP(Bypass):
             return nn.functional.mse_loss(module(x.float() / scales[0]), y.float() / scales[1])
 
         pairs = moments["inputs"], moments["targets"]
-        train(module, loss, *pairs, self.steps, self.learning_rate, self.batch_tokens, self.seed)
+        fit_by_gradient(module, loss, *pairs, self.steps, self.learning_rate, self.batch_tokens, self.seed)
         with torch.no_grad():
             for layer in first:
                 layer.weight.div_(scales[0])

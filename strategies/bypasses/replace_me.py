@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from subfit.bypass import Bypass, linear_layer
-from subfit.descent import train
 from subfit.errors import SubFitError
-from subfit.regression import least_squares, uncentred
+from subfit.fitting.gradient_fit import fit_by_gradient
+from subfit.fitting.regression import least_squares, uncentred
 
 
 class ReplaceMe(Bypass):
@@ -66,5 +66,5 @@ class ReplaceMe(Bypass):
                 return 1 - torch.cosine_similarity(x + module(x), x + y.float(), dim=-1).mean()
 
             pairs = moments["inputs"], moments["targets"]
-            train(module, distance, *pairs, self.steps, self.learning_rate, self.batch_tokens, self.seed)
+            fit_by_gradient(module, distance, *pairs, self.steps, self.learning_rate, self.batch_tokens, self.seed)
         return module

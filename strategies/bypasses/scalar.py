@@ -5,7 +5,7 @@ from typing import Literal
 from torch import nn
 
 from subfit.bypass import Bypass, scale_layer
-from subfit.regression import centre, scalar_weight
+from subfit.fitting.regression import centre, scalar_weight
 
 
 class Scalar(Bypass):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from subfit.bypass import Bypass, linear_layer, rank_for
-from subfit.regression import centre, least_squares, project, shared_basis
+from subfit.fitting.regression import centre, least_squares, project, shared_basis
 
 
 class SharedLowRank(Bypass):

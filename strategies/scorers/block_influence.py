@@ -1,6 +1,6 @@
 """How little the residual stream before a site resembles the one after it."""
 
-from subfit.geometry import angles
+from subfit.calibration.geometry import angles
 from subfit.scorer import TokenMean
 
 

@@ -1,8 +1,8 @@
 """How far the residual stream after a site is from a linear map of the one before it."""
 
+from subfit.calibration.moments import Moments
 from subfit.errors import SubFitError
-from subfit.moments import Moments
-from subfit.regression import centre, ridged, whitener
+from subfit.fitting.regression import centre, ridged, whitener
 from subfit.scorer import Scorer
 
 

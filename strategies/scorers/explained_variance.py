@@ -5,7 +5,7 @@ from typing import Any
 
 from subfit import registry
 from subfit.errors import SubFitError
-from subfit.fit import fit_each
+from subfit.fitting.sequential import fit_each
 from subfit.scorer import Scorer
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from subfit import registry
-from subfit.candidates import site_costs
+from subfit.fitting.trials import trial_costs
 from subfit.scorer import Scorer
 
 
@@ -25,4 +25,4 @@ class KL(Scorer):
         self.length = length
 
     def score(self, calibration):
-        return site_costs(calibration, self.bypass, self.windows, self.length, "kl")
+        return trial_costs(calibration, self.bypass, self.windows, self.length, "kl")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from subfit import registry
-from subfit.candidates import site_costs
+from subfit.fitting.trials import trial_costs
 from subfit.scorer import Scorer
 
 
@@ -23,4 +23,4 @@ class Loss(Scorer):
         self.length = length
 
     def score(self, calibration):
-        return site_costs(calibration, self.bypass, self.windows, self.length, "loss")
+        return trial_costs(calibration, self.bypass, self.windows, self.length, "loss")

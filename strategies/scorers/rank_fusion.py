@@ -7,8 +7,8 @@ from scipy.stats import rankdata
 
 from subfit import registry
 from subfit.errors import SubFitError
+from subfit.model.submodules import KINDS
 from subfit.scorer import Scorer, score_together
-from subfit.sites import KINDS
 
 
 class RankFusion(Scorer):

@@ -2,7 +2,7 @@
 
 import torch
 
-from subfit.geometry import angles
+from subfit.calibration.geometry import angles
 from subfit.scorer import TokenMean
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from subfit.geometry import angles
+from subfit.calibration.geometry import angles
 from subfit.scorer import StreamScorer
 
 BINS = 2048

@@ -5,8 +5,8 @@ from contextlib import ExitStack
 import torch
 from tqdm.auto import tqdm
 
+from subfit.model.submodules import watch
 from subfit.scorer import Scorer
-from subfit.sites import watch
 
 
 class Taylor(Scorer):

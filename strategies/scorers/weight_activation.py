@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from subfit.errors import SubFitError
-from subfit.processes import total, whole
+from subfit.model.processes import all_reduce_sum, full_tensor
+from subfit.model.submodules import Site, first_tensor
 from subfit.scorer import Scorer
-from subfit.sites import Site, first_tensor
 
 
 class WeightActivation(Scorer):
@@ -42,9 +42,9 @@ class WeightActivation(Scorer):
         def done(site):
             weighed = []
             for layer in layers[site]:
-                weight = whole(layer.weight)
+                weight = full_tensor(layer.weight)
                 weight = weight if isinstance(layer, nn.Linear) else weight.T
-                size = (total(squares.pop(layer)) / calibration.tokens.numel()).sqrt()
+                size = (all_reduce_sum(squares.pop(layer)) / calibration.tokens.numel()).sqrt()
                 weighed.append((weight.float().abs() * size.float()).flatten())
             scores[site] = float(torch.cat(weighed).median())
 

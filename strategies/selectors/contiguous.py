@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
-from subfit.calibration import Calibration
+from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
+from subfit.model.residual_stream import ResidualStream
 from subfit.selector import Selector, pools
-from subfit.stream import ResidualStream
 
 CHUNK = 64  # positions whose streams are held in float64 at once
 

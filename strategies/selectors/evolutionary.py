@@ -4,8 +4,8 @@ from random import Random
 from typing import Any, Literal
 
 from subfit import registry
-from subfit.candidates import Candidates
 from subfit.errors import SubFitError
+from subfit.fitting.trials import Trials
 from subfit.selector import Pool, Selector, pools
 
 Groups = frozenset[tuple]
@@ -62,7 +62,7 @@ class Evolutionary(Selector):
         generator = Random(self.seed)
         parts = pools(scores, self.unit)
         best = [frozenset(budget.fill(part.ranked(scores), part.kinds)) for part in parts]
-        candidates = Candidates.of(calibration, self.bypass, self.windows, self.length)
+        candidates = Trials.of(calibration, self.bypass, self.windows, self.length)
         for _ in range(self.generations):
             tried = [best] + [self._mutated(best, parts, budget, generator) for _ in range(self.offspring)]
             trials = [[site for chosen in selection for group in chosen for site in group] for selection in tried]

@@ -4,10 +4,10 @@ import math
 from typing import Any, Literal
 
 from subfit import registry
-from subfit.candidates import Candidates
 from subfit.errors import SubFitError
+from subfit.fitting.trials import Trials
+from subfit.model.submodules import Site
 from subfit.selector import Pool, Selector, pools
-from subfit.sites import Site
 
 
 class Greedy(Selector):
@@ -63,7 +63,7 @@ class Greedy(Selector):
         for step in range(1, rounds + 1):
             if step > 1:
                 rest = [group for group in tried if group not in chosen]
-                candidates = Candidates.of(calibration, self.bypass, self.windows, self.length)
+                candidates = Trials.of(calibration, self.bypass, self.windows, self.length)
                 taken = [site for group in chosen for site in group]
                 costs = dict(zip(rest, candidates.costs(taken, rest, self.measure), strict=True))
             kept, chosen = chosen, []

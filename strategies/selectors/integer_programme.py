@@ -3,8 +3,8 @@
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from subfit.costs import UNITS
 from subfit.errors import SubFitError
+from subfit.fitting.costs import UNITS
 from subfit.selector import Selector
 
 

@@ -1,0 +1,1 @@
+"""Grids of compressions: cells, the state that they share, rows of results, the report."""

@@ -1,0 +1,121 @@
+"""The results of an ablation in a folder that several processes may write to, and that survives when one is killed."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from subfit.errors import SubFitError
+from subfit.tracking.records import flat
+
+ROWS = "rows.jsonl"
+
+
+class Rows:
+    """One row for each run of a cell, in `rows.jsonl`; the last row of a cell counts.
+
+    Args:
+        folder: where; it is made if it does not exist.
+        grid: what the rows belong to, as plain data.
+
+    Raises:
+        SubFitError: if the folder holds the rows of another grid, or something else.
+    """
+
+    def __init__(self, folder: str | Path, grid: Any):
+        self.folder = Path(folder)
+        self._path = self.folder / ROWS
+        whole = json.dumps(grid, indent=1, sort_keys=True) + "\n"
+        description = self.folder / "grid.json"
+        try:
+            if _strangers(self.folder) and not description.exists():  # which is there before anything else of ours is
+                raise SubFitError(f"the folder {folder} holds something else than an ablation; give another one")
+            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+            with self._lock("folder"):
+                if not description.exists():
+                    write_whole(description, whole)
+                elif description.read_text(encoding="utf-8") != whole:
+                    raise SubFitError(f"the folder {folder} holds the rows of another grid; give another one")
+        except OSError as error:
+            raise SubFitError(f"cannot write to the folder {folder}: {error}") from error
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """Returns the last row of each cell, by its name."""
+        return read_rows(self.folder)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds a row, whole or not at all.
+
+        Raises:
+            SubFitError: if it cannot be written.
+        """
+        line = json.dumps(row) + "\n"
+        try:
+            with self._lock("rows"), open(self._path, "a+b") as file:
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)  # what a killed process left
+                file.seek(0, os.SEEK_END)
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SubFitError(f"cannot add a row to {self._path}: {error}") from error
+
+    @contextmanager
+    def claim(self, cell: str) -> Iterator[bool]:
+        """Yields whether the cell is this process's for as long as the context lasts; a killed one loses it."""
+        lock = self._lock(cell)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def write_table(self) -> None:
+        """Writes the last row of each cell to `results.csv`, with a column for each value, named with dots."""
+        rows = [flat(row) for row in self.read().values()]
+        buffer = io.StringIO()
+        table = csv.DictWriter(buffer, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        with self._lock("folder"):
+            write_whole(self.folder / "results.csv", buffer.getvalue())
+
+    def _lock(self, name: str) -> FileLock:
+        return FileLock(self.folder / "locks" / f"{name}.lock")
+
+
+def _strangers(folder: Path) -> list[str]:
+    """What is in a folder besides what a process has there that is about to describe it."""
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return [name for name in names if name != "locks" and not name.startswith(".grid.json.")]
+
+
+def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Returns the last row of each cell, by its name; a line that a killed process left unfinished is none."""
+    if not (folder / ROWS).exists():
+        return {}
+    lines = (folder / ROWS).read_text(encoding="utf-8").split("\n")[:-1]
+    return {row["cell"]: row for row in map(json.loads, lines)}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise SubFitError(f"cannot write {path}: {error}") from error

@@ -1,0 +1,1 @@
+"""Speed and memory, the cost of a compression, models with random weights."""

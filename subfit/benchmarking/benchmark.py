@@ -1,0 +1,84 @@
+"""What `subfit benchmark` runs."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from subfit import registry
+from subfit.api import DEFAULTS
+from subfit.benchmarking.compression_cost import compression_costs
+from subfit.benchmarking.random_weights import random_models
+from subfit.benchmarking.speed import Workload, check_comparable, compare_speed, setting
+from subfit.errors import SubFitError
+from subfit.model import checkpoint
+from subfit.model.loading import load
+from subfit.model.sizes import footprint
+from subfit.pipeline import Recipe
+from subfit.tracking.plots import draw_speed
+
+
+def benchmark(
+    model: str | None = None,
+    *,
+    reference: str | None = None,
+    random_weights: str | None = None,
+    sparsity: float = 0.25,
+    attention_bypass: Any = DEFAULTS["attention_bypass"],
+    ffn_bypass: Any = DEFAULTS["ffn_bypass"],
+    workload: Workload | None = None,
+    compile: bool = False,
+    output: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Times a compressed model beside its dense one, see `benchmarking.speed.compare_speed`, and the compression itself.
+
+    Args:
+        model, reference: names of the compressed and of the dense model, as for `load`; the dense one is loaded in the data
+            type of the compressed one.
+        random_weights: instead of both, a configuration to build both from; see `random_weights.random_models`.
+        sparsity, attention_bypass, ffn_bypass: what the compressed one has then, and how the dense one is compressed where
+            that is timed; bypasses are given as for `compress`.
+        workload: what is timed.
+        compile: whether to run both models through `torch.compile`.
+        output: folder to write `benchmark.json` and `benchmark.png`, a picture of the speed, to; it must not exist. Nothing
+            is written if not given.
+
+    Returns:
+        What `compare_speed` returns, with the models' sizes and where they ran; and the list `compression`, an entry as
+        `compression_cost` returns it for each number of calibration windows.
+
+    Raises:
+        SubFitError: if something is wrong that the user can mend.
+    """
+    workload = workload or Workload()
+    if output is not None:
+        checkpoint.check_free(output)
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    bypasses = [registry.make("bypasses", given) for given in (attention_bypass, ffn_bypass)]
+    if random_weights and not (model or reference):
+        dense, compressed = random_models(random_weights, sparsity, *bypasses, seed=workload.seed, **options)
+    elif model and reference and not random_weights:
+        compressed = load(model, **options)[0]
+        dense = load(reference, **options | {"dtype": str(compressed.dtype).removeprefix("torch.")})[0]
+    else:
+        raise SubFitError("give a compressed model and its dense reference, or random_weights alone")
+    check_comparable(dense, compressed, workload)
+    chosen = {kind: registry.make(f"{kind}s", DEFAULTS[kind]) for kind in ("scorer", "selector")}
+    recipe = Recipe(**chosen, attention_bypass=bypasses[0], ffn_bypass=bypasses[1], sparsity=sparsity)
+    result = {
+        "model": model or random_weights,
+        "reference": reference,
+        "setting": {**setting(dense), "compiled": compile},
+        "workload": asdict(workload),
+        "size": {"dense": footprint(dense), "compressed": footprint(compressed)},
+        **compare_speed(dense, compressed, workload, compile),
+        "compression": compression_costs(dense, recipe, workload),
+    }
+    if output is not None:
+        with checkpoint.new_folder(output) as folder:
+            (folder / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            if result["prefill"] or result["decoding"]:
+                draw_speed(result, folder / "benchmark.png")
+    return result

@@ -1,0 +1,236 @@
+"""How much faster a compressed model is than its dense one, beside what the arithmetic and the bytes it saves allow."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+
+from subfit.benchmarking.timing import interleave, medians, speed_up, timed
+from subfit.errors import SubFitError
+from subfit.fitting.costs import count_flops
+from subfit.model.sizes import cache_bytes, peak_bytes, step_bytes
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is timed.
+
+    Attributes:
+        prompt_lengths: tokens of the prompts whose prefill is timed, one prompt at a time.
+        contexts: tokens in the key-value cache when decoding starts.
+        batch_sizes: sequences decoded at once.
+        new_tokens: tokens decoded for each sequence.
+        calibration_windows: numbers of calibration windows with which a compression is timed.
+        calibration_length: tokens in each of these.
+        repeats: times that each is measured; a compression once.
+        warmup: times that each is run before.
+        seed: of the tokens.
+
+    Raises:
+        SubFitError: if a number is out of range.
+    """
+
+    prompt_lengths: Sequence[int] = (128, 512, 1024)
+    contexts: Sequence[int] = (512,)
+    batch_sizes: Sequence[int] = (1, 4)
+    new_tokens: int = 32
+    calibration_windows: Sequence[int] = ()
+    calibration_length: int = 512
+    repeats: int = 7
+    warmup: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.prompt_lengths or (self.contexts and self.batch_sizes) or self.calibration_windows):
+            rest = "contexts and batch_sizes, or calibration_windows"
+            raise SubFitError(f"there is nothing to time: give prompt_lengths, or {rest}")
+        for name, value in vars(self).items():
+            least = 0 if name in ("warmup", "seed") else 1
+            for number in value if isinstance(value, Sequence) else (value,):
+                if number < least:
+                    raise SubFitError(f"{name} is {number}; it must be at least {least}")
+
+    def positions(self) -> int:
+        """Returns the length of the longest sequence."""
+        calibration = [self.calibration_length] if self.calibration_windows else []
+        decoded = [context + self.new_tokens for context in self.contexts]
+        return max([*self.prompt_lengths, *decoded, *calibration], default=0)
+
+
+class Runner:
+    """A model as generation runs it, with a cache that grows; compiled, with one of a fixed size for decoding.
+
+    Args:
+        model: a causal language model of transformers.
+        compiled: whether to run it through `torch.compile`.
+    """
+
+    def __init__(self, model: Any, compiled: bool = False):
+        self.model = model
+        self.compiled = compiled
+        self._forward = torch.compile(model.forward) if compiled else model
+        last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._options: dict[str, Any] = {"use_cache": True, **({"logits_to_keep": 1} if last_only else {})}
+
+    def prefill(self, tokens: Tensor) -> None:
+        """Reads prompts (batch, tokens) into a new cache, as far as the logits of their next tokens."""
+        self._forward(tokens, **self._options)
+
+    def fill(self, tokens: Tensor, room: int) -> Any:
+        """Returns a cache that holds a context (batch, tokens); one of a fixed size has room for so many more."""
+        config, length = self.model.config, tokens.shape[1] + room
+        cache = StaticCache(config=config, max_cache_len=length) if self.compiled else DynamicCache(config=config)
+        self.model(tokens, past_key_values=cache, **self._options)
+        return cache
+
+    def decode(self, tokens: Tensor, cache: Any) -> None:
+        """Reads tokens (batch, steps) one by one after what `cache` holds."""
+        for step in tokens.split(1, dim=1):
+            self._forward(step, past_key_values=cache, **self._options)
+
+
+@torch.inference_mode()
+def compare_speed(dense: Any, compressed: Any, workload: Workload, compiled: bool = False) -> dict[str, Any]:
+    """Times the prefill and the decoding of two models side by side.
+
+    Args:
+        dense, compressed: causal language models of transformers, of one vocabulary, on one device.
+        workload: what is timed.
+        compiled: whether to run them through `torch.compile`.
+
+    Returns:
+        Plain data: lists `prefill`, by `prompt_length`, and `decoding`, by `context` and `batch_size`. Each entry has for
+        both models `seconds` (medians; of one prompt, or of all `new_tokens`), `flops_per_token`, `peak_bytes` (of decoding
+        with the prefill of its context) and, if compiled, `graph_breaks`; of decoding also `tokens_per_second`, `kv_bytes`
+        of the whole context, and `bytes_per_token`, the weights and the cache read. `speedup` is as `timing.speed_up` says,
+        with the ratio of the FLOPs as the ideal for the prefill, and of the bytes read for decoding.
+
+    Raises:
+        SubFitError: if there is not enough memory.
+    """
+    runners = {"dense": Runner(dense, compiled), "compressed": Runner(compressed, compiled)}
+    generator = torch.Generator().manual_seed(workload.seed)
+    embedding = dense.get_input_embeddings().weight
+
+    def tokens(*shape: int) -> Tensor:
+        return torch.randint(len(embedding), shape, generator=generator).to(embedding.device)
+
+    result: dict[str, Any] = {"prefill": [], "decoding": []}
+    for length in workload.prompt_lengths:
+        with _naming_lack_of_memory(f"a prompt of {length} tokens"):
+            result["prefill"].append(_prefill(runners, tokens(1, length), workload))
+    for context in workload.contexts:
+        for batch in workload.batch_sizes:
+            with _naming_lack_of_memory(f"{batch} x {context} tokens of context"):
+                result["decoding"].append(_decoding(runners, tokens(batch, context + workload.new_tokens), workload))
+    return result
+
+
+def check_comparable(dense: Any, compressed: Any, workload: Workload) -> None:
+    """Raises SubFitError unless both models read the same tokens into streams of one width, and as many as are timed."""
+    (rows, width), found = (tuple(m.get_input_embeddings().weight.shape) for m in (dense, compressed))
+    if found != (rows, width):
+        raise SubFitError(
+            f"the model has {found[0]} tokens and width {found[1]}, the reference {rows} and {width}: it is of another model"
+        )
+    for model in (dense, compressed):
+        most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and workload.positions() > most:
+            raise SubFitError(f"sequences of {workload.positions()} tokens are too long: the model has {most} positions")
+
+
+def setting(model: Any) -> dict[str, Any]:
+    """Returns what the time depends on besides the model: device, threads, data type and versions."""
+    return {
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": {package: version(package) for package in ("subfit", "torch", "transformers")},
+    }
+
+
+def _prefill(runners: Mapping[str, Runner], tokens: Tensor, workload: Workload) -> dict[str, Any]:
+    length = tokens.shape[1]
+    counts = {name: count_flops(partial(Runner(runner.model).prefill, tokens)) for name, runner in runners.items()}
+    flops = {name: count["Global"] / length for name, count in counts.items()}
+    runs = {name: partial(timed, partial(runner.prefill, tokens), tokens.device) for name, runner in runners.items()}
+    found, ratio = _measure(runners, runs, workload, f"prefill {length}"), flops["dense"] / flops["compressed"]
+    return {
+        "prompt_length": length,
+        **found,
+        "seconds": medians(found["seconds"]),
+        "flops_per_token": flops,
+        "speedup": speed_up(found["seconds"], ratio),
+    }
+
+
+def _decoding(runners: Mapping[str, Runner], tokens: Tensor, workload: Workload) -> dict[str, Any]:
+    batch, steps = len(tokens), workload.new_tokens
+    context, new = tokens[:, :-steps], tokens[:, -steps:]
+    flops: dict[str, float] = {}
+    held: dict[str, int] = {}
+    read: dict[str, float] = {}
+    for name, runner in runners.items():
+        eager = Runner(runner.model)
+        cache = eager.fill(context, steps)
+        held[name] = cache_bytes(cache)
+        read[name] = (step_bytes(runner.model, batch) + held[name]) / batch
+        flops[name] = count_flops(partial(eager.decode, new[:, :1], cache))["Global"] / batch
+
+    def generate(runner: Runner) -> float:
+        cache = runner.fill(context, steps)
+        return timed(partial(runner.decode, new, cache), tokens.device)
+
+    runs = {name: partial(generate, runner) for name, runner in runners.items()}
+    found = _measure(runners, runs, workload, f"decode {batch} x {context.shape[1]}")
+    seconds = medians(found["seconds"])
+    return {
+        "context": context.shape[1],
+        "batch_size": batch,
+        "new_tokens": steps,
+        **found,
+        "seconds": seconds,
+        "tokens_per_second": {name: batch * steps / value for name, value in seconds.items()},
+        "flops_per_token": flops,
+        "bytes_per_token": read,
+        "kv_bytes": held,
+        "speedup": speed_up(found["seconds"], read["dense"] / read["compressed"]),
+    }
+
+
+def _measure(
+    runners: Mapping[str, Runner], runs: Mapping[str, Callable[[], float]], workload: Workload, label: str
+) -> dict[str, Any]:
+    """The seconds of each run, in turns, its peak memory and, where it is compiled, its graph breaks."""
+    found: dict[str, Any] = {}
+    if runners["dense"].compiled:
+        torch.compiler.reset()
+        found["graph_breaks"] = {name: _graph_breaks(run) for name, run in runs.items()}
+    found["seconds"] = interleave(runs, workload.repeats, workload.warmup, label)
+    found["peak_bytes"] = {name: peak_bytes(runner.model, runs[name]) for name, runner in runners.items()}
+    return found
+
+
+def _graph_breaks(run: Callable[[], Any]) -> int:
+    """The number of places where `run`, compiled by this call, leaves its graph."""
+    counted = torch._dynamo.utils.counters["graph_break"]
+    counted.clear()
+    run()
+    return sum(counted.values())
+
+
+@contextmanager
+def _naming_lack_of_memory(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch has a class of its own for this on a GPU alone
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise SubFitError(f"there is not enough memory for {what}; give smaller ones, or another --dtype") from error

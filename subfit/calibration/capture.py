@@ -1,0 +1,88 @@
+"""The calibration stage: what passes the sites of a model when it reads the calibration tokens."""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from itertools import groupby
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+from tqdm.auto import tqdm
+
+from subfit.calibration.cache import Cache
+from subfit.errors import SubFitError
+from subfit.model.processes import shard_tokens
+from subfit.model.residual_stream import ResidualStream
+from subfit.model.submodules import Seen, Site, find_sites, watch
+
+AnyMetric = TypeVar("AnyMetric", Metric, MetricCollection)
+
+
+class Calibration:
+    """A model, its sites, and the tokens that it is calibrated on.
+
+    Args:
+        model: the dense causal language model, in evaluation mode.
+        tokens: (windows, length), token ids; packed, without padding.
+        batch_size: windows run at once.
+        cache: where the moments of all sites are kept for other fits on the same model and tokens, if there may be any.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Tensor, batch_size: int = 8, cache: Cache | None = None):
+        self.model = model
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.cache = cache
+        weight = next(model.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self.sites = find_sites(model)
+        self.memory: dict[Any, Any] = {}  # what strategies computed and others may need, such as `Candidates`
+
+    def some(self, windows: int, length: int) -> Tensor:
+        """Returns evenly spaced windows of the tokens, as many as asked for or all, each cut to its first `length` tokens.
+
+        Raises:
+            SubFitError: if there is no token to predict in them.
+        """
+        if windows < 1 or length < 2:
+            raise SubFitError(f"windows is {windows} and length is {length}; they must be at least 1 and 2")
+        spaced = torch.linspace(0, len(self.tokens) - 1, min(windows, len(self.tokens))).long()
+        return self.tokens[spaced, :length]
+
+    def stream(self) -> ResidualStream:
+        """Returns the residual stream of all tokens, or of this process's share of them, before the first layer."""
+        return ResidualStream(self.model, shard_tokens(self.tokens), self.batch_size)
+
+    @torch.no_grad()
+    def watch_sites(
+        self,
+        sites: Iterable[Site],
+        label: str,
+        visit: Callable[[Site, Seen], None],
+        done: Callable[[Site], None] = lambda site: None,
+    ) -> None:
+        """Runs the model layer by layer, up to the last of `sites`.
+
+        Args:
+            label: what the progress bar is called.
+            visit: called with what passed a site in one batch; valid during the call, as the stream moves on in place.
+            done: called after a site's last batch.
+        """
+        by_layer = {layer: list(group) for layer, group in groupby(sites, key=lambda site: site.layer)}
+        stream = self.stream()
+        for layer in tqdm(range(max(by_layer, default=-1) + 1), desc=label, unit="layer"):
+            here = by_layer.get(layer, [])
+            with ExitStack() as stack:
+                seen = [stack.enter_context(watch(self.model, site)) for site in here]
+                for _ in stream.advance():
+                    for site, passed in zip(here, seen, strict=True):
+                        visit(site, passed)
+            for site in here:
+                done(site)
+
+    def stream_through(self, make: Callable[[], AnyMetric]) -> dict[Site, AnyMetric]:
+        """Shows h, x and y of every site to a metric of its own, in one pass over the tokens; returns the metrics."""
+        metrics = {site: make().to(self.device) for site in self.sites}
+        self.watch_sites(self.sites, "score", lambda site, seen: metrics[site].update(seen.h, seen.x, seen.y))
+        return metrics

@@ -1,0 +1,136 @@
+"""`subfit evaluate`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from subfit import api
+from subfit.calibration.data import Data, EvaluationData
+from subfit.config import Parser
+from subfit.errors import SubFitError
+
+WIDTH = 110  # of the tables, where no terminal says how wide it is
+
+
+def run(arguments: list[str]) -> int:
+    """Runs `subfit evaluate`."""
+    text = "Perplexity and zero-shot accuracy of a model, and what it retains of a reference's."
+    parser = Parser(prog="subfit evaluate", description=text)
+    parser.add_argument("model", help="The model: hub name, folder, .gguf file or smollm2-135m.")
+    parser.add_argument("--reference", type=str | None, help="The model to compare with, such as the dense one.")
+    files = "Text files, each as NAME=PATH or PATH; without any and without tasks, sampled from the reference."
+    parser.add_argument("--data", type=str, nargs="+", action="extend", default=[], metavar="TEXT", help=files)
+    parser.add_argument("--in_domain", type=str, nargs="*", metavar="NAME", help="Texts of the calibration's domain.")
+    parser.add_argument("--windows", type=int, default=EvaluationData.windows, help="Number of windows of each text.")
+    parser.add_argument("--length", type=int, default=EvaluationData.length, help="Tokens in a window.")
+    parser.add_argument("--stride", type=int | None, help="Tokens from window to window; the length if not given.")
+    tasks = "Zero-shot tasks: local .jsonl files, or names of lm-evaluation-harness."
+    parser.add_argument("--tasks", type=str, nargs="+", action="extend", default=[], metavar="TASK", help=tasks)
+    parser.add_argument("--items", type=int | None, help="Number of items of each task; all if not given.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of sampling and of resampling.")
+    parser.add_argument("--dtype", type=str, default="auto", help="Data type of the weights.")
+    parser.add_argument("--device", type=str, default="auto", help="Torch device.")
+    parser.add_argument("--batch_size", type=int, default=4, help="Windows, or sequences of 512 tokens, run at once.")
+    parser.add_argument("--trust_remote_code", action="store_true", help="Let code in a checkpoint run.")
+    parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
+    given = parser.parse_args(arguments).as_dict()
+    as_json, size = given.pop("json"), {name: given.pop(name) for name in ("windows", "length")}
+    texts = {name: Data(path=path, **size) for name, path in _named(given.pop("data")).items()}
+    data = texts if texts or given["tasks"] else EvaluationData(**size)
+    result = api.evaluate(given.pop("model"), data=data, **given)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        _show(result)
+    return 0
+
+
+def _named(entries: list[str]) -> dict[str, str]:
+    """The files by name: NAME=PATH, or a path, which is named by its file's stem."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        name, path = (name, path) if equals else (Path(entry).stem, entry)
+        if name in found:
+            raise SubFitError(f"two texts are called {name!r}; give them names: --data NAME=PATH")
+        found[name] = path
+    return found
+
+
+def _show(result: dict[str, Any]) -> None:
+    """Prints an evaluation as tables."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    if result["texts"]:
+        console.print(_texts(result["texts"]))
+    if result["tasks"]:
+        console.print(_tasks(result["tasks"], result["tasks_mean"]))
+    data = result["calibration"] or {}
+    told = [f"{key} {data[key]}" for key in ("source", "path", "dataset", "windows", "length") if data.get(key)]
+    lines = {"model": result["model"], "reference": result["reference"], "calibration": ", ".join(told) or None}
+    lines |= {"parameters": f"{result['parameters']:,}", "KV cache, bytes per token": f"{result['kv_bytes_per_token']:,}"}
+    for name, value in lines.items():
+        if value is not None:
+            console.print(f"{name}: {value}", highlight=False, markup=False)
+
+
+def _texts(texts: dict[str, dict[str, Any]]) -> Table:
+    """A column for each text."""
+    table = Table("95 % intervals in brackets", *texts, title="perplexity")
+    compared = "reference_perplexity" in next(iter(texts.values()))
+    domains = {None: "not said", True: "in", False: "out"}
+    table.add_row("calibration domain", *(domains[text["in_domain"]] for text in texts.values()))
+    table.add_row("perplexity", *(_with_interval(text, "perplexity") for text in texts.values()))
+    if compared:
+        table.add_row("reference's perplexity", *(f"{text['reference_perplexity']:,.2f}" for text in texts.values()))
+        table.add_row("ratio", *(_with_interval(text, "perplexity_ratio") for text in texts.values()))
+        table.add_row("top-1 agreement", *(f"{text['agreement']:.1%}" for text in texts.values()))
+        table.add_row("KL divergence, nats", *(f"{text['kl']:.4f}" for text in texts.values()))
+    table.add_row("bits per byte", *(f"{text['bits_per_byte']:.4f}" for text in texts.values()))
+    table.add_row("tokens, windows", *(f"{text['tokens']:,}, {text['windows']}" for text in texts.values()))
+    return table
+
+
+def _with_interval(text: dict[str, Any], name: str) -> str:
+    interval = text[f"{name}_interval"]
+    return f"{text[name]:,.4g}" + (f" [{interval[0]:,.4g}, {interval[1]:,.4g}]" if interval else "")
+
+
+def _tasks(tasks: dict[str, dict[str, Any]], mean: dict[str, Any]) -> Table:
+    """A row for each task."""
+    table = Table("task", "items", "chance", "acc", "acc_norm", title="zero-shot, %, ± standard error")
+    table.caption = "the mean, and what is compared, is of acc_norm where there are choices, else of acc"
+    compared = "difference" in mean
+    rows = []
+    for name, task in tasks.items():
+        accuracies = [_percent(task.get(metric), task.get(f"{metric}_error")) for metric in ("acc", "acc_norm")]
+        dense = task.get(f"reference_{task['metric']}")
+        rows.append((task, dense, [name, f"{task['items']:,}", _percent(task["chance"]), *accuracies]))
+    if len(tasks) > 1:
+        accuracy = _percent(mean["accuracy"], mean["accuracy_error"])
+        rows.append(
+            (
+                mean,
+                mean.get("reference_accuracy"),
+                ["mean", "", _percent(mean["chance"]), "", accuracy],
+            )
+        )
+    if compared:
+        for title in ("reference", "difference", "retained", "above chance"):
+            table.add_column(title)
+    for task, dense, cells in rows:
+        if compared:
+            cells += [_percent(dense), _percent(task["difference"], task["difference_error"])]
+            cells += [_percent(task["retained"]), _percent(task["retained_above_chance"])]
+        table.add_row(*cells)
+    return table
+
+
+def _percent(value: float | None, error: float | None = None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}".removesuffix("%") + (f" ±{100 * error:.1f}" if error is not None else "")

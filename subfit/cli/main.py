@@ -1,0 +1,66 @@
+"""The command line: `subfit compress`, `subfit evaluate`, `subfit benchmark`, `subfit list`.
+
+Results go to stdout, progress and messages to stderr. What the user can mend is one line and exit code 2.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import Any
+
+from subfit import __version__
+from subfit.errors import SubFitError
+
+COMMANDS = {
+    "compress": "replace submodules of a model by small fitted bypasses",
+    "evaluate": "perplexity and zero-shot accuracy of a model, and what it retains of a reference's",
+    "benchmark": "speed and memory of a compressed model, beside the dense one",
+    "ablate": "run the cells of a grid, which share what they have in common",
+    "report": "one page, with pictures, on what ablations have found",
+    "list": "the scorers, selectors and bypasses there are",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="subfit", description="Post-training compression of language models.")
+    parser.add_argument("--version", action="version", version=f"subfit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)  # its own parser answers --help
+    command = parser.parse_args(arguments[:1]).command
+    before = signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in arguments
+    rest = [argument for argument in arguments[1:] if argument != "--debug"]
+    if command == "ablate" or os.environ.get("RANK", "0") != "0":  # its table, or the first process, shows how far it is
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        code = import_module(f"subfit.cli.{command}").run(rest)  # torch is imported here, not for --help
+        sys.stdout.flush()
+        return code
+    except SubFitError as error:
+        if debug:
+            raise
+        print(f"subfit {command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        kept = "finished cells are kept" if command == "ablate" else "nothing was written"
+        print(f"subfit {command}: interrupted; {kept}", file=sys.stderr)
+        return 130
+    except (BrokenPipeError, SystemExit) as error:
+        closed = isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)  # as rich leaves
+        if debug or not closed:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        return 141  # as a process that the signal of a broken pipe ends
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """Leaves by an exception, so that what is half-written is removed on the way."""
+    print("subfit: terminated; nothing was written", file=sys.stderr)
+    sys.exit(128 + number)

@@ -1,0 +1,55 @@
+"""What bypasses do to a model, on tokens that it was not calibrated on."""
+
+from collections.abc import Collection
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from subfit.calibration.cache import Cache
+from subfit.evaluation.divergence import summary, window_sums
+from subfit.evaluation.perplexity import intervals
+from subfit.model.replacing import Switch
+from subfit.model.residual_stream import ResidualStream
+
+
+class Comparison:
+    """Compares a model in which modules are exchanged with the dense one that it was, without a second copy of the weights.
+
+    The dense stream of the evaluation tokens is kept on disk before each layer: any number of selections can be compared,
+    and the layers before the first change are not run again for any of them.
+
+    Args:
+        model: the dense causal language model.
+        tokens: (windows, length), packed without padding.
+        batch_size: windows run at once.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, tokens: Tensor, batch_size: int = 4):
+        self._batch_size = batch_size
+        self._folder = TemporaryDirectory(prefix="subfit-evaluation-")
+        self._dense = ResidualStream(model, tokens, batch_size)
+        self._cache = Cache(self._folder.name, str(self._dense.hidden.device))
+        while self._dense.position < len(self._dense.layers):
+            self._cache.put(str(self._dense.position), {"hidden": self._dense.hidden})
+            self._dense.step()
+
+    @torch.no_grad()
+    def measure(self, switches: Collection[Switch]) -> dict[str, Any]:
+        """Returns how the model, with some switches on, compares with the dense one: `summary` and `intervals`."""
+        first = min((switch.first_layer for switch in switches), default=len(self._dense.layers))
+        moved = self._dense.fork()
+        if first < len(moved.layers):
+            moved.position, moved.hidden = first, self._cache.load(str(first))["hidden"]
+        while moved.position < len(moved.layers):
+            moved.step()
+        compressed, dense = iter(moved.batches), iter(moved.batches)
+        sums = window_sums(
+            lambda batch: moved.logits(next(compressed)),
+            moved.tokens,
+            lambda batch: self._dense.logits(next(dense)),
+            self._batch_size,
+        )
+        return summary(sums) | intervals(sums)

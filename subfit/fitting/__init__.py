@@ -1,0 +1,1 @@
+"""Fits: regression, one-shot and sequential fits, gradient fits, trials, budgets, costs."""

@@ -1,0 +1,107 @@
+"""What it would cost to replace sites: the loss, and the KL divergence from the dense model, with bypasses in place."""
+
+from collections.abc import Collection, Iterable
+
+import torch
+from tqdm.auto import tqdm
+
+from subfit.bypass import Bypass
+from subfit.calibration.capture import Calibration
+from subfit.evaluation.divergence import divergence, next_token_loss
+from subfit.fitting.sequential import fit_one_shot
+from subfit.model.residual_stream import ResidualStream
+from subfit.model.submodules import KINDS, Site
+
+
+class Trials:
+    """A bypass for every site, fitted on the dense stream, which can be tried in any combination.
+
+    A trial resumes from the stream that enters the candidate's layer: the layers before it are run once for all trials. What
+    was tried once is remembered, for the same search within another budget.
+
+    Args:
+        calibration: the model and its calibration tokens, all of which are fitted on.
+        bypass: how every site is bypassed on trial.
+        windows: number of calibration windows, evenly spaced, that a trial is measured on.
+        length: number of tokens of each, from its beginning: many short windows show more of the data than few long ones.
+            The reference's logits are held for them, in the model's data type.
+    """
+
+    def __init__(self, calibration: Calibration, bypass: Bypass, windows: int, length: int):
+        self.calibration = calibration
+        sites = calibration.sites
+        plan = {s: b for kind in KINDS for s, b in bypass.assign([s for s in sites if s.kind == kind]).items()}
+        self.replacements = {r.site: r for r in fit_one_shot(calibration, {site: plan[site] for site in sites})}
+        self.tokens = calibration.some(windows, length)
+        stream = self._finish(self._start())
+        with torch.no_grad():
+            self._reference = [stream.logits(batch) for batch in stream.batches]
+        self._known: dict[tuple[str, frozenset[Site]], float] = {}  # by the measure and all sites that were bypassed
+
+    @classmethod
+    def of(cls, calibration: Calibration, bypass: Bypass, windows: int, length: int) -> "Trials":
+        """Returns these candidates, fitted on first use: a scorer and a selector that ask for the same share them.
+
+        Only the latest are kept, as they hold the logits of the reference.
+        """
+        key = (type(bypass), repr(vars(bypass)), windows, length)
+        if calibration.memory.get(cls, (None,))[0] != key:
+            calibration.memory.pop(cls, None)
+            calibration.memory[cls] = (key, cls(calibration, bypass, windows, length))
+        return calibration.memory[cls][1]
+
+    @torch.no_grad()
+    def costs(
+        self, chosen: Collection[Site], pool: Iterable[Collection[Site]], measure: str = "kl", show: bool = True
+    ) -> list[float]:
+        """Returns what it costs to bypass the `chosen` sites and one group of the `pool` together, for each group.
+
+        Args:
+            chosen: sites that are bypassed in every trial.
+            pool: groups of further sites; a trial resumes from the first layer of its group.
+            measure: `kl`, the divergence from the dense model, or `loss`, that of the next token; in nats, mean over tokens.
+            show: whether to show a progress bar.
+        """
+        wanted = [(measure, frozenset((*chosen, *group))) for group in pool]
+        added = {trial: [self.replacements[s] for s in trial[1].difference(chosen)] for trial in wanted}
+        first = {trial: min((r.site.layer for r in added[trial]), default=0) for trial in added if trial not in self._known}
+        for site in chosen:
+            self.replacements[site].on()
+        try:
+            stream = self._start()
+            for trial in tqdm(sorted(first, key=first.__getitem__), desc="try", unit="trial", disable=not show or not first):
+                while stream.position < first[trial]:
+                    stream.step()
+                for replacement in added[trial]:
+                    replacement.on()
+                self._known[trial] = self._measure(self._finish(stream.fork()), measure)
+                for replacement in added[trial]:
+                    replacement.off()
+            return [self._known[trial] for trial in wanted]
+        finally:
+            for replacement in self.replacements.values():
+                replacement.off()
+
+    def _start(self) -> ResidualStream:
+        return ResidualStream(self.calibration.model, self.tokens, self.calibration.batch_size)
+
+    def _finish(self, stream: ResidualStream) -> ResidualStream:
+        while stream.position < len(stream.layers):
+            stream.step()
+        return stream
+
+    def _measure(self, stream: ResidualStream, measure: str) -> float:
+        total = 0.0
+        for batch, reference in zip(stream.batches, self._reference, strict=True):
+            logits = stream.logits(batch)
+            total += float(
+                divergence(logits, reference) if measure == "kl" else next_token_loss(logits, stream.tokens[batch])
+            )
+        return total / self.tokens[:, 1:].numel()
+
+
+def trial_costs(calibration: Calibration, bypass: Bypass, windows: int, length: int, measure: str) -> dict[Site, float]:
+    """Returns what it costs to bypass each site alone; see `Trials`."""
+    candidates = Trials.of(calibration, bypass, windows, length)
+    costs = candidates.costs((), [[site] for site in calibration.sites], measure)
+    return dict(zip(calibration.sites, costs, strict=True))

@@ -1,0 +1,1 @@
+"""The model: its submodules, its residual stream, what replaces a submodule, checkpoints, loading, sizes, processes."""

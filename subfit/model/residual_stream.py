@@ -1,0 +1,120 @@
+"""The residual stream of all calibration tokens, advanced through the decoder one layer at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from subfit.errors import SubFitError
+from subfit.model.submodules import decoder_layers
+
+
+class _PassThrough(nn.Module):
+    """Stands where a decoder layer stands and records its arguments; gives on the stream as it is, or another one."""
+
+    stream: torch.Tensor
+    arguments: Any
+
+    def __init__(self, layer: nn.Module, instead: torch.Tensor | None = None):
+        super().__init__()
+        self.instead = instead
+        for name, value in vars(layer).items():  # plain attributes that the model reads from its layers
+            if not name.startswith("_") and name != "training":
+                setattr(self, name, value)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.stream, self.arguments = hidden_states, (args, kwargs)
+        return hidden_states if self.instead is None else self.instead
+
+
+def _first(value: Any, count: int, size: int) -> Any:
+    """The part of a layer's argument that belongs to the first `count` windows of a batch of `size`."""
+    return value[:count] if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == size else value
+
+
+class ResidualStream:
+    """The stream that enters decoder layer `position`, for every calibration token.
+
+    The arguments that each layer needs besides (mask, rotary embedding) are taken from the model's own forward pass, with
+    the layers passed through, so that no architecture is implemented here a second time. Only the stream is kept for each
+    token: its memory does not depend on the depth of the model.
+
+    Args:
+        model: a causal language model, in evaluation mode.
+        tokens: (windows, length), token ids; packed, without padding.
+        batch_size: windows run at once.
+    """
+
+    def __init__(self, model: Any, tokens: torch.Tensor, batch_size: int):
+        self.model = model
+        self.tokens = tokens.to(next(model.parameters()).device)
+        self._root, self.layers = decoder_layers(model)
+        self.position = 0
+        self.batches = [slice(i, min(i + batch_size, len(tokens))) for i in range(0, len(tokens), batch_size)]
+        self._arguments: dict[int, list[tuple[tuple, dict[str, Any]]]] = {}
+        with self._standing_in([_PassThrough(layer) for layer in self.layers]) as recorders:
+            for batch in self.batches:
+                model.base_model(self.tokens[batch], use_cache=False)  # without the head
+                stream = recorders[0].stream
+                if batch.start == 0:
+                    self.hidden = stream.new_empty((*tokens.shape, stream.shape[-1]))
+                self.hidden[batch] = stream
+                self._arguments.setdefault(len(stream), [recorder.arguments for recorder in recorders])
+
+    @contextmanager
+    def _standing_in(self, modules: list[_PassThrough]) -> Iterator[list[_PassThrough]]:
+        """Within the context, other modules stand in the places of the model's layers."""
+        self.model.set_submodule(self._root, nn.ModuleList(modules))
+        try:
+            yield modules
+        finally:
+            self.model.set_submodule(self._root, self.layers)
+
+    def fork(self) -> "ResidualStream":
+        """Returns a second stream at the same position, which can be advanced through another version of the layers."""
+        other = object.__new__(ResidualStream)
+        other.__dict__.update(self.__dict__, hidden=self.hidden.clone())
+        return other
+
+    def run(self, batch: slice) -> torch.Tensor:
+        """Runs the current layer on one batch and returns the stream after it, (batch, length, d)."""
+        return self.apply(self.layers[self.position], self.hidden[batch])
+
+    def apply(self, layer: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+        """Runs a layer in the place of the current one on some windows, no more than a batch; (windows, length, d)."""
+        size = min(size for size in self._arguments if size >= len(windows))
+        args, kwargs = self._arguments[size][self.position]
+        if size != len(windows):
+            args, kwargs = tree_map(lambda value: _first(value, len(windows), size), (args, kwargs))
+        output = layer(windows, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def logits(self, batch: slice) -> torch.Tensor:
+        """Returns what the model's head makes of the stream after the last layer, (batch, length, vocabulary)."""
+        assert self.position == len(self.layers)
+        with self._standing_in([_PassThrough(layer, self.hidden[batch]) for layer in self.layers]):
+            return self.model(self.tokens[batch], use_cache=False).logits
+
+    def step(self) -> None:
+        """Moves all tokens through the current layer."""
+        for _ in self.advance():
+            pass
+
+    def advance(self) -> Iterator[slice]:
+        """Moves all tokens through the current layer; yields each batch once it was run, for who watches the layer.
+
+        The batch is overwritten only after that: what was seen before the layer is still as it was.
+
+        Raises:
+            SubFitError: if the layer's output is not finite.
+        """
+        for batch in self.batches:
+            after = self.run(batch)
+            if not after.isfinite().all():
+                raise SubFitError(f"the residual stream after layer {self.position} has NaN or infinite values")
+            yield batch
+            self.hidden[batch] = after
+        self.position += 1

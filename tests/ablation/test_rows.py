@@ -1,0 +1,92 @@
+import csv
+import json
+import multiprocessing
+import time
+
+import pytest
+
+from subfit.ablation.rows import Rows
+from subfit.errors import SubFitError
+
+
+def test_the_last_row_of_a_cell_counts_and_the_table_has_a_column_for_each_value(tmp_path):
+    rows = Rows(tmp_path / "a" / "b", {"cells": 2})
+    rows.append({"cell": "x", "status": "failed", "error": "of no use"})
+    rows.append({"cell": "y", "status": "done", "size": {"before": 2, "after": 1}, "selected": ["ffn.1", "ffn.2"]})
+    rows.append({"cell": "x", "status": "done"})
+    assert Rows(tmp_path / "a" / "b", {"cells": 2}).read()["x"] == {"cell": "x", "status": "done"}
+    rows.write_table()
+    with open(tmp_path / "a" / "b" / "results.csv") as file:
+        table = {row["cell"]: row for row in csv.DictReader(file)}
+    assert table["y"] == {"cell": "y", "status": "done", "size.before": "2", "size.after": "1", "selected": "ffn.1 ffn.2"}
+
+
+def test_a_half_written_line_is_no_row_and_is_removed(tmp_path):
+    rows = Rows(tmp_path, 1)
+    rows.append({"cell": "x"})
+    with open(tmp_path / "rows.jsonl", "a") as file:
+        file.write('{"cell": "y", "stat')
+    assert list(rows.read()) == ["x"]
+    rows.append({"cell": "z"})
+    assert list(rows.read()) == ["x", "z"]
+    assert [json.loads(line)["cell"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == ["x", "z"]
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    Rows(tmp_path / "rows", {"grid": 1})
+    with pytest.raises(SubFitError, match="rows of another grid"):
+        Rows(tmp_path / "rows", {"grid": 2})
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(SubFitError, match="something else than an ablation"):
+        Rows(tmp_path, {"grid": 1})
+    with pytest.raises(SubFitError, match="cannot write to the folder"):
+        Rows(tmp_path / "thesis.txt" / "folder", {"grid": 1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows", "thesis.txt"]
+
+
+def hold(folder, taken):
+    with Rows(folder, 1).claim("x") as mine:
+        taken.value = mine
+        time.sleep(60)
+
+
+def test_a_claim_is_one_processs_until_it_ends_or_is_killed(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    taken = context.Value("b", False)
+    other = context.Process(target=hold, args=(tmp_path, taken))
+    other.start()
+    while not taken.value:
+        time.sleep(0.05)
+    rows = Rows(tmp_path, 1)
+    with rows.claim("x") as mine, rows.claim("y") as free:
+        assert not mine and free
+    other.kill()
+    other.join()
+    with rows.claim("x") as mine:
+        assert mine
+
+
+def fill(folder, start):
+    rows = Rows(folder, 1)
+    for index in range(start, start + 50):
+        rows.append({"cell": str(index), "filler": "x" * 5000})
+
+
+def test_rows_of_many_processes_are_all_there(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=fill, args=(tmp_path, 100 * index)) for index in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(Rows(tmp_path, 1).read()) == 150
+
+
+def test_a_folder_that_another_process_is_about_to_describe_is_no_strangers(tmp_path):
+    (tmp_path / "locks").mkdir()
+    (tmp_path / ".grid.json.123.partial").write_text("half of")
+    Rows(tmp_path, 1).append({"cell": "x"})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(SubFitError, match="something else than an ablation"):
+        Rows(tmp_path / "other", 1)

@@ -1,0 +1,112 @@
+import json
+
+import pytest
+import torch
+from conftest import tiny_model, tiny_tokenizer
+
+from subfit.calibration.data import Data, read_tokens
+from subfit.errors import SubFitError
+
+TEXT = "the quick brown fox jumps over the lazy dog. " * 40
+
+
+def cut(data: Data, seed: int = 0, held_out: int = 0):
+    return read_tokens(data, tiny_model(), tiny_tokenizer(), seed, held_out)
+
+
+@pytest.fixture
+def files(tmp_path):
+    import pandas
+
+    (tmp_path / "a.txt").write_text(TEXT)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"row {i} " * 9, "other": 1}) + "\n" for i in range(20)))
+    pandas.DataFrame({"text": [f"row {i} " * 9 for i in range(20)]}).to_parquet(tmp_path / "a.parquet")
+    return tmp_path
+
+
+def test_text_is_cut_into_consecutive_windows(files):
+    tokens, rest = cut(Data(path=str(files / "a.txt"), windows=3, length=16), held_out=2)
+    assert tokens.shape == (3, 16) and rest.shape == (2, 16)
+    ids = tiny_tokenizer()(TEXT)["input_ids"]
+    assert torch.cat([tokens, rest]).flatten().tolist() == ids[:80]
+
+
+def test_rows_of_json_lines_and_parquet_are_joined_by_blank_lines(files):
+    both = [cut(Data(path=str(files / name), windows=4, length=32))[0] for name in ("a.jsonl", "a.parquet")]
+    assert torch.equal(*both)
+    assert tiny_tokenizer().decode(both[0].flatten()).replace(" ", "").startswith("row0" * 9)
+
+
+def test_several_files_follow_each_other(files):
+    length = len(TEXT)
+    tokens, _ = cut(Data(path=[str(files / "a.txt"), str(files / "a.jsonl")], windows=1, length=length + 8))
+    assert tokens[0, length:].tolist() == tiny_tokenizer()("row 0 ro")["input_ids"]
+
+
+def test_sampling_from_the_model_is_seeded_and_starts_at_the_begin_of_text():
+    data = Data(windows=3, length=12)
+    first, again, other = cut(data)[0], cut(data)[0], cut(data, seed=1)[0]
+    assert first.shape == (3, 12) and (first[:, 0] == 1).all()
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_samples_follow_the_models_distribution():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    tokens, _ = read_tokens(Data(windows=3000, length=2), model, tokenizer, 0)
+    with torch.no_grad():
+        expected = model(torch.tensor([[1]])).logits[0, 0].softmax(-1)
+    counts = torch.bincount(tokens[:, 1], minlength=len(expected)) / len(tokens)
+    assert (counts - expected).abs().max() < 0.03
+    assert torch.equal(counts.topk(1).indices, expected.topk(1).indices)
+
+
+def test_cached_sampling_equals_sampling_without_a_cache():
+    model = tiny_model()
+    tokens, _ = read_tokens(Data(windows=2, length=6), model, tiny_tokenizer(), 0)
+    generator = torch.Generator().manual_seed(0)
+    expected = torch.full((2, 1), 1)
+    for _ in range(5):
+        with torch.no_grad():
+            step = model(expected, use_cache=False).logits[:, -1].softmax(-1)
+        expected = torch.cat([expected, torch.multinomial(step, 1, generator=generator)], 1)
+    assert torch.equal(tokens, expected)
+
+
+def test_sources_are_mixed_in_equal_shares(files):
+    mixed = Data(source="text+self", path=str(files / "a.txt"), windows=5, length=16)
+    tokens, rest = cut(mixed, held_out=2)
+    text, _ = cut(Data(path=str(files / "a.txt"), windows=4, length=16))
+    assert torch.equal(tokens[:3], text[:3]) and torch.equal(rest[:1], text[3:])
+    assert (tokens[3:, 0] == 1).all() and (rest[1:, 0] == 1).all() and tokens.shape == (5, 16) and rest.shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"source": "books"}, "unknown data source 'books'; use self, text or hub"),
+        ({"source": "text"}, "'text' needs a path"),
+        ({"source": "hub"}, "'hub' needs a dataset"),
+        ({"path": "missing.txt"}, "missing.txt does not exist"),
+        (
+            {"path": "{folder}/a.txt", "windows": 1000},
+            "holds 1800 tokens, 112 windows of 16; 1000 windows were asked for",
+        ),
+        ({"path": "{folder}/empty.txt"}, "empty.txt holds 0 tokens"),
+        ({"path": "{folder}/binary.txt"}, "binary.txt is not UTF-8"),
+        ({"path": "{folder}/a.csv"}, "use .txt, .jsonl or .parquet"),
+        ({"path": "{folder}/a.jsonl", "column": "body"}, "has no column 'body'; it has text, other"),
+        ({"path": "{folder}/broken.jsonl"}, "cannot read .*broken.jsonl"),
+        ({"dataset": "nobody/nothing"}, "cannot read nobody/nothing"),
+        ({"length": 1}, "at least 1 window of 2 tokens"),
+        ({"windows": 0}, "at least 1 window"),
+    ],
+)
+def test_bad_input_is_one_clear_error(files, given, message):
+    (files / "empty.txt").write_text("")
+    (files / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    (files / "a.csv").write_text("text\n")
+    (files / "broken.jsonl").write_text("{not json\n")
+    given = {k: v.format(folder=files) if isinstance(v, str) else v for k, v in given.items()}
+    with pytest.raises(SubFitError, match=message) as error:
+        cut(Data(**{"windows": 2, "length": 16, **given}))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,240 @@
+"""The command line, as its user runs it: in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from words import rows as task_rows
+
+from subfit.cli.main import main
+
+SMALL = ["--calibration.windows", 6, "--calibration.length", 32, "--evaluation.windows", 2]
+
+
+def test_help_is_fast_and_imports_no_torch():
+    code = "import subfit.cli.main, sys\ntry: subfit.cli.main.main(['--help'])\nfinally: print('torch' in sys.modules)"
+    start = os.times()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("False\n") and "compress" in done.stdout, done.stderr
+    end = os.times()
+    spent = end.children_user - start.children_user + end.children_system - start.children_system
+    assert spent < 1, f"{spent} s of a processor"  # whatever else the machine does
+
+
+@pytest.mark.parametrize("write", ["print('x')", "print('x' * 100_000)", "rich.print('x')"])
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_stops_is_no_error(write, buffered):
+    """As in `subfit list | true`; with a command that imports little."""
+    command = f"import sys, types, rich\ndef run(arguments):\n    {write}\n    return 0\n"
+    replaced = "sys.modules['subfit.cli.list'] = types.SimpleNamespace(run=run)\n"
+    code = f"{command}{replaced}from subfit.cli.main import main\nsys.exit(main(['list']))"
+    options = [] if buffered else ["-u"]
+    process = subprocess.Popen([sys.executable, *options, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_compress_evaluate_and_reproduce(subfit, model_folder, text_file, tmp_path):
+    common = ["--model", model_folder, "--calibration.path", text_file, *SMALL, "--sparsity", 0.5]
+    done = subfit("compress", *common, "--output", "one", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)  # nothing else on stdout
+    assert record == json.loads((tmp_path / "one" / "compression.json").read_text())
+    assert len(record["selected"]) == 4 and set(record["seconds"]) == {"load", "data", "score", "select", "fit", "evaluate"}
+    assert "score" in done.stderr and "layer/s" in done.stderr  # progress
+
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(record["configuration"]))
+    again = subfit("compress", "--config", "run.yaml", "--output", "two")
+    assert again.returncode == 0, again.stderr
+    assert "perplexity" in again.stdout and "replaced: " in again.stdout
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
+    for file in ("config.json", "modeling_subfit.py", "scores.png", "tokenizer.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+    (tmp_path / "toy.jsonl").write_text("\n".join(json.dumps(row) for row in task_rows(9)))
+    texts = ["--data", f"one={text_file}", text_file, "--in_domain", "one", "--windows", 3, "--length", 32, "--stride", 8]
+    asked = ["evaluate", "one", "--reference", model_folder, *texts, "--tasks", "toy.jsonl", "--items", 8]
+    evaluated = subfit(*asked, "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    found = json.loads(evaluated.stdout)
+    one, text = found["texts"]["one"], found["texts"]["text"]
+    assert one | {"in_domain": False} == text and one["in_domain"] and one["tokens"] == 31 + 2 * 8
+    assert 0 <= one["agreement"] <= 1 and one["kl"] >= 0 and one["bits_per_byte"] > 0
+    for name in ("perplexity", "perplexity_ratio"):
+        assert one[f"{name}_interval"][0] <= one[name] <= one[f"{name}_interval"][1]
+    task = found["tasks"]["toy"]
+    assert task["items"] == 8 and task["difference"] == pytest.approx(task["acc_norm"] - task["reference_acc_norm"])
+    assert found["tasks_mean"]["accuracy"] == task["acc_norm"] and found["calibration"]["windows"] == 6
+    assert found["kv_bytes_per_token"] == record["size"]["after"]["kv_bytes_per_token"]
+    assert "one:" in evaluated.stderr and "toy:" in evaluated.stderr  # progress
+
+
+def test_evaluate_shows_tables(model_folder, text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.jsonl").write_text("\n".join(json.dumps(row) for row in task_rows(5)))
+    (tmp_path / "greedy.jsonl").write_text(json.dumps({"context": "a", "continuation": "b"}))
+    model = str(model_folder)
+    assert main(["evaluate", model, "--windows", "2", "--length", "16"]) == 0
+    sampled = capsys.readouterr().out
+    assert "self" in sampled and "bits per byte" in sampled and "KL" not in sampled and "zero-shot" not in sampled
+    assert main(["evaluate", model, "--tasks", "toy.jsonl", "greedy.jsonl"]) == 0
+    alone = capsys.readouterr().out
+    assert "toy" in alone and "mean " in alone and "perplexity" not in alone and "retained" not in alone
+    assert (
+        main(["evaluate", model, "--reference", model, "--data", str(text_file), "--tasks", "toy.jsonl", "--length", "9"])
+        == 0
+    )
+    beside = capsys.readouterr().out
+    assert "1 [1, 1]" in beside and "100.0%" in beside and "0.0 ±0.0" in beside and "above chance" in beside
+
+
+def test_self_sampled_runs_with_one_seed_are_equal_and_with_another_are_not(subfit, model_folder, tmp_path, monkeypatch):
+    common = ["compress", "--model", str(model_folder), *map(str, SMALL)]
+    done = subfit(*common, "--seed", 0, "--output", "a")  # in a process of its own
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    for output, seed in (("b", "0"), ("c", "1")):
+        assert main([*common, "--seed", seed, "--output", output]) == 0
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_print_config_is_a_configuration(tmp_path, capsys):
+    options = ["--attention_bypass", "low_rank", "--attention_bypass.rank", "7", "--sparsity", "0.375"]
+    assert main(["compress", *options, "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert yaml.safe_load(printed)["attention_bypass"]["init_args"]["rank"] == 7
+    assert main(["compress", "--config", str(tmp_path / "printed.yaml"), "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_later_configurations_and_options_win(subfit, tmp_path):
+    (tmp_path / "a.yaml").write_text("attention_bypass: linear\nsparsity: 0.5\nseed: 3\n")
+    (tmp_path / "b.yaml").write_text("sparsity: 0.125\nffn_bypass: {class_path: low_rank, init_args: {rank: 5}}\n")
+    done = subfit("compress", "--config", "a.yaml", "--config", "b.yaml", "--seed=4", "--print_config")
+    found = yaml.safe_load(done.stdout)
+    assert (found["sparsity"], found["seed"], found["attention_bypass"]["class_path"]) == (0.125, 4, "linear")
+    assert found["ffn_bypass"]["class_path"] == "low_rank" and found["ffn_bypass"]["init_args"]["rank"] == 5
+
+
+def test_list(capsys):
+    def shown(*arguments: str) -> str:
+        assert main(["list", *arguments]) == 0
+        return capsys.readouterr().out
+
+    found = json.loads(shown("--json"))
+    assert set(found) == {"scorers", "selectors", "bypasses"}
+    low_rank = next(entry for entry in found["bypasses"] if entry["name"] == "low_rank")
+    assert low_rank["papers"] == ["2606.02559"] and "ridge: float = 0.0001" in low_rank["parameters"]
+    assert all(entry["description"] and entry["documentation"] for entries in found.values() for entry in entries)
+    assert list(json.loads(shown("selectors", "--json"))) == ["selectors"]
+    assert "per_type" in shown("selectors")
+    one = shown("scorers", "kl")
+    assert one.startswith("kl(bypass: ") and "windows: number of calibration windows" in one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "--scorer", "subfitt"], "unknown scorer 'subfitt'; did you mean 'subfit'? available: "),
+        (["list", "scorers", "k"], "unknown scorer 'k'"),
+        (["list", "kl"], "unknown kind of strategy 'kl'; use scorers, selectors, bypasses"),
+        (["compress", "--budget", "watts"], "submodules"),
+        (["compress", "--sparsity", "1.5"], "sparsity is 1.5; it must be at least 0 and less than 1"),
+        (["compress", "--sparsity", "much"], "sparsity"),
+        (["compress", "--fitting", "twice"], "one_shot"),
+        (["compress", "--sparsty", "0.5"], "sparsty"),
+        (["compress", "--attention_bypass", "low_rank", "--attention_bypass.rang", "3"], "rang"),
+        (["compress", "--config", "missing.yaml"], "missing.yaml"),
+        (["compress", "--config", "broken.yaml"], "broken.yaml"),
+        (["compress", "--config", "list.yaml"], "list.yaml must be a mapping"),
+        (["compress", "--model", "missing.gguf"], "the model file missing.gguf does not exist"),
+        (["compress", "--model", "{model}", "--output", "."], "the output folder . exists"),
+        (["compress", "--model", "{model}", "--output", "broken.yaml/model"], "not a writable folder"),
+        (["compress", "--model", "{model}", "--dtype", "float99"], "unknown dtype 'float99'"),
+        (["compress", "--model", "{model}", "--calibration.path", "missing.txt"], "text file missing.txt does not exist"),
+        (["compress", "--model", "{model}", "--calibration.path", "list.yaml"], "use .txt, .jsonl or .parquet"),
+        (["compress", "--model", "{model}", "--calibration.path", "short.txt"], "holds 5 tokens, 0 windows of 512"),
+        (["compress", "--model", "nobody/nothing"], "cannot load the model 'nobody/nothing'"),
+        (["evaluate", "."], "cannot load the model '.'"),
+        (["evaluate", "{model}", "--windows", "0"], "at least 1 window"),
+        (["evaluate", "{model}", "--data", "x=missing.txt"], "text file missing.txt does not exist"),
+        (["evaluate", "{model}", "--data", "short.txt", "a/short.txt"], "two texts are called 'short'; give them names"),
+        (["evaluate", "{model}", "--data", "a=short.txt", "--in_domain", "b"], "there is no text 'b'; the texts are a"),
+        (["evaluate", "{model}", "--stride", "3", "--length", "2"], "the stride is 3; it must be at least 1 and at most"),
+        (["evaluate", "{model}", "--tasks", "missing.jsonl"], "cannot read the task file missing.jsonl: No such file"),
+        (["evaluate", "{model}", "--tasks", "a.jsonl", "--items", "0"], "items is 0; it must be at least 1"),
+        (["list", "toys"], "unknown kind of strategy 'toys'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(model_folder, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "short.txt").write_text("short")
+    assert main([a.replace("{model}", str(model_folder)) for a in arguments]) == 2
+    shown = capsys.readouterr()
+    line = shown.err.strip().splitlines()[-1]
+    assert line.startswith(f"subfit {arguments[0]}: error: ") and message in line
+    assert "Traceback" not in shown.err and shown.out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.yaml", "list.yaml", "short.txt"]
+
+
+def test_an_error_ends_the_process_with_code_2(subfit):
+    done = subfit("compress", "--sparsity", "1.5")
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.endswith("subfit compress: error: sparsity is 1.5; it must be at least 0 and less than 1\n")
+
+
+def test_debug_shows_the_traceback(subfit):
+    done = subfit("compress", "--sparsity", "1.5", "--debug")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "stage"),
+    [
+        (signal.SIGTERM, "score"),
+        (signal.SIGTERM, "fit"),
+        (signal.SIGINT, "evaluate"),
+        (signal.SIGTERM, "Writing model shards"),
+        (signal.SIGINT, "Writing model shards"),
+        (signal.SIGKILL, "Writing model shards"),
+    ],
+)
+def test_an_interrupted_run_leaves_no_folder(model_folder, text_file, tmp_path, number, stage):
+    """Interrupted as soon as a stage is seen to begin; the writing is slowed down to be met."""
+    slow = "import safetensors.torch, transformers.modeling_utils as m, time\nreal = m.safe_save_file\n"
+    slow += "def slow(*a, **k):\n    real(*a, **k)\n    time.sleep(60)\nm.safe_save_file = slow\n"
+    code = slow + "import sys; from subfit.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    options = ["--calibration.path", str(text_file), "--calibration.length", "64", "--output", "model"]
+    command = [sys.executable, "-c", code, "compress", "--model", str(model_folder), *options]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background would ignore it
+    )
+    seen = b""
+    while stage.encode() + b":" not in seen:
+        part = process.stderr.read1(4096)
+        assert part, seen.decode()
+        seen += part
+    if stage.startswith("Writing"):
+        time.sleep(1)
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert not (tmp_path / "model").exists()
+    left = [path.name for path in tmp_path.iterdir()]
+    assert all(name.startswith(".model.partial-") for name in left) if number == signal.SIGKILL else left == []

@@ -1,0 +1,357 @@
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ddp
+import pytest
+import torch
+from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokens
+
+from subfit.ablation.shared_state import SharedState
+from subfit.calibration.capture import Calibration
+from subfit.errors import SubFitError
+from subfit.finetuning.distillation import Distillation
+from subfit.finetuning.fine_tune import FineTuning, TrainerFlags
+from subfit.finetuning.lora import LoRA
+from subfit.finetuning.master_weights import MasterWeights, frozen
+from subfit.model.replacing import switched_off
+from subfit.pipeline import compress_model, fit_recipe
+from subfit.tracking.loggers import Log
+
+TRAINABLE = [
+    "mean",
+    "scalar",
+    "diagonal",
+    "linear",
+    "low_rank",
+    "low_rank_diagonal",
+    "shared_low_rank",
+    "mlp",
+    "linear_patch",
+]
+
+
+def settings(steps: int = 20, interval: int = 5, **given) -> FineTuning:
+    flags = {name: given.pop(name) for name in ("precision", "accumulate_grad_batches") if name in given}
+    return FineTuning(
+        trainer=TrainerFlags(max_steps=steps, val_check_interval=interval, **flags), **{"learning_rate": 1e-3, **given}
+    )
+
+
+def tuned(finetune: FineTuning, log: Log | None = None, dtype=torch.float32, family="llama", **given):
+    """A tiny model with zeros and small bypasses in the place of half of its sites, fine-tuned on repeated text."""
+    torch.manual_seed(3)
+    defaults = {"sparsity": 0.5, "attention_bypass": "low_rank", "ffn_bypass": "shared_low_rank"}
+    tokens = tiny_tokens(40, 32)
+    return compress_model(tiny_model(family).to(dtype), tokens, recipe(**defaults | given, finetune=finetune), log=log)
+
+
+def weights(compression) -> list[torch.Tensor]:
+    return list(compression.model.state_dict().values())
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+@pytest.fixture
+def spoilt(monkeypatch):
+    """Closed-form fits with noise on them, so that there is something to gain."""
+    from subfit import pipeline
+
+    def fit(*args, **kwargs):
+        replacements, record = fit_recipe(*args, **kwargs)
+        generator = torch.Generator().manual_seed(0)
+        for p in dict.fromkeys(p for r in replacements for p in r.bypass.parameters()):
+            p.data += p.std(correction=0) * torch.randn(p.shape, generator=generator).to(p.dtype)
+        return replacements, record
+
+    monkeypatch.setattr(pipeline, "fit_recipe", fit)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_divergence_falls_and_only_the_bypasses_change(family, spoilt):
+    after = tuned(settings(), family=family)
+    record = after.record["finetune"]
+    assert record["kept"] == "fine-tuned" and record["kl_after"] < 0.97 * record["kl_before"] and not record["stopped"]
+    assert [point["step"] for point in record["curve"]] == [0, 5, 10, 15, 20]
+    assert record["trained_parameters"] == after.record["size"]["added_parameters"]
+    dense = tiny_model(family).state_dict()
+    changed = [
+        name for name, value in after.model.state_dict().items() if name in dense and not torch.equal(dense[name], value)
+    ]
+    own = [site["path"] for site in after.model.config.subfit["sites"]]
+    assert all(any(name.startswith(path) for path in own) for name in changed)
+    assert all(p.grad is None for p in after.model.parameters())
+
+
+def test_in_bfloat16_the_masters_are_float32_and_the_result_is_bfloat16(spoilt):
+    result = tuned(settings(), dtype=torch.bfloat16)
+    assert result.record["finetune"]["kept"] == "fine-tuned"
+    assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
+
+
+def test_two_runs_are_equal_and_mixed_precision_and_recomputation_train_too(spoilt):
+    one, two = tuned(settings()), tuned(settings())
+    assert same(one, two) and one.record["finetune"]["curve"] == two.record["finetune"]["curve"]
+    assert same(one, tuned(settings(gradient_checkpointing=True)))
+    assert tuned(settings(precision="bf16-mixed")).record["finetune"]["kept"] == "fine-tuned"
+
+
+def test_every_loss_can_be_the_only_one(spoilt):
+    for losses in ({"stream": 1.0, "kl": 0.0}, {"next_token": 1.0, "kl": 0.0}):
+        curve = tuned(settings(batch_size=36, **losses)).record["finetune"]["curve"]  # all windows in each step
+        assert curve[-1]["training_loss"] < curve[1]["training_loss"]
+
+
+def losses(bypass: str, precise: FineTuning):
+    """The training loss of a model in float64 with two bypasses, as a function, and the masters that it depends on."""
+    calibration = Calibration(tiny_model("gpt2").double(), tiny_tokens(30, 16))  # others have norms in float32
+    made = recipe(selector=Given(["attention.1", "ffn.2"]), attention_bypass=bypass, ffn_bypass=bypass)
+    replacements, _ = fit_recipe(calibration, made)
+    masters = MasterWeights(replacement.left for replacement in replacements)
+    module = Distillation(calibration.model, replacements, masters, precise, {})
+    return masters, lambda: module._losses(tiny_tokens(2, 16, seed=1))[0], calibration.model
+
+
+@pytest.mark.parametrize("bypass", TRAINABLE)
+def test_gradients_equal_finite_differences(bypass):
+    masters, loss, model = losses(bypass, FineTuning(kl=1.0, stream=0.5, next_token=0.3))
+    assert len(masters) and all(master.dtype == torch.float64 for master in masters)
+    generator, step = torch.Generator().manual_seed(0), 1e-5
+    with frozen(model):
+        loss().backward()
+        for master in masters:
+            direction = torch.randn(master.shape, generator=generator, dtype=torch.float64)
+            ends = []
+            for sign in (1, -1):
+                master.data += sign * step * direction
+                with torch.no_grad():
+                    ends.append(float(loss()))
+                master.data -= sign * step * direction
+            expected = (ends[0] - ends[1]) / (2 * step)
+            assert float((master.grad * direction).sum()) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+class Killed(BaseException):
+    pass
+
+
+def fail_at(monkeypatch, step: int, how) -> None:
+    """Makes the training step after so many do something else."""
+    plain = Distillation.training_step
+
+    def training_step(self, tokens, index):
+        return how(plain(self, tokens, index)) if self.global_step == step else plain(self, tokens, index)
+
+    monkeypatch.setattr(Distillation, "training_step", training_step)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"patience": 1, "learning_rate": 1e-30}])
+def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not(options, tmp_path, monkeypatch, spoilt):
+    whole = tuned(settings(22, **options), Log(str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+
+        def die(loss):
+            raise Killed
+
+        fail_at(patch, 8, die)
+        with pytest.raises(Killed):
+            tuned(settings(22, **options), Log(str(tmp_path / "killed")))
+    last = tmp_path / "killed" / "last.ckpt"
+    resumed = tuned(settings(22, **options), Log(str(tmp_path / "killed"), str(last)))
+    assert same(whole, resumed)
+    assert whole.record["finetune"] == resumed.record["finetune"]
+    last_step = whole.record["finetune"]["curve"][-1]["step"]
+    assert last_step < 22 if "patience" in options else last_step == 22
+
+
+def test_the_checkpoint_holds_the_bypasses_alone(tmp_path, spoilt):
+    record = tuned(settings(5), Log(str(tmp_path))).record["finetune"]
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert sum(value.numel() for value in content["state_dict"].values()) == record["trained_parameters"]
+
+
+def test_it_never_ends_worse_than_it_began(capsys):
+    result = tuned(settings(learning_rate=1.0))
+    record = result.record["finetune"]
+    assert record["kept"] == "closed-form" and record["step"] == 0 and record["kl_after"] == record["kl_before"]
+    assert record["kl_before"] < min(point["kl"] for point in record["curve"][1:])
+    assert same(result, tuned(None)) and "closed-form fit is kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loss_that_is_no_number_ends_training_and_the_best_so_far_is_kept(dtype, monkeypatch, capsys, spoilt):
+    plain = Distillation._losses
+
+    def diverge(self, tokens):
+        loss, terms = plain(self, tokens)
+        return loss * (float("nan") if self.trainer.training and self.global_step == self.fails else 1.0), terms
+
+    monkeypatch.setattr(Distillation, "_losses", diverge)
+    monkeypatch.setattr(Distillation, "fails", 12, raising=False)
+    late = tuned(settings(), dtype=dtype)
+    assert late.record["finetune"]["step"] == 10 and "step 13 is nan" in late.record["finetune"]["stopped"]
+    monkeypatch.setattr(Distillation, "fails", 0)
+    early = tuned(settings(), dtype=dtype)
+    assert early.record["finetune"]["kept"] == "closed-form" and "learning_rate" in capsys.readouterr().err
+    assert same(early, tuned(None, dtype=dtype))
+
+
+def test_an_exploding_step_is_caught(monkeypatch, spoilt):
+    fail_at(monkeypatch, 7, lambda loss: loss * 1e300 * 1e300)
+    record = tuned(settings()).record["finetune"]
+    assert record["step"] == 5 and "gradient of step 8" in record["stopped"]
+
+
+def test_a_full_disk_ends_training_and_the_best_so_far_is_kept(tmp_path, monkeypatch, spoilt):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    def full(self, trainer, path):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(ModelCheckpoint, "_save_checkpoint", full)
+    record = tuned(settings(), Log(str(tmp_path))).record["finetune"]
+    assert "No space left" in record["stopped"] and record["step"] == 5
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [("selection", {"sparsity": 0.25}), ("bypasses", {"attention_bypass": "linear"}), ("model", {"family": "mistral"})],
+)
+def test_a_checkpoint_of_another_run_is_refused_and_the_fit_kept(what, changes, tmp_path):
+    tuned(settings(5), Log(str(tmp_path)))
+    result = tuned(settings(5), Log(None, str(tmp_path / "last.ckpt")), **changes)
+    record = result.record["finetune"]
+    assert record["kept"] == "closed-form" and f"its {what} differs" in record["stopped"]
+    assert same(result, tuned(None, **changes))
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_and_the_fit_kept(tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"not a checkpoint")
+    record = tuned(settings(5), Log(None, str(tmp_path / "last.ckpt"))).record["finetune"]
+    assert record["kept"] == "closed-form" and "cannot be read" in record["stopped"]
+    with pytest.raises(SubFitError, match="no checkpoint .*other.ckpt"):
+        Log(None, str(tmp_path / "other.ckpt"))
+
+
+def test_too_few_windows_and_nothing_to_train_leave_the_fit():
+    few = compress_model(tiny_model(), tiny_tokens(1, 32), recipe(finetune=settings()))
+    assert "1 calibration windows" in few.record["finetune"]["stopped"]
+    nothing = tuned(settings(), attention_bypass="identity", ffn_bypass="identity")
+    assert "nothing to fine-tune" in nothing.record["finetune"]["stopped"]
+    assert same(nothing, tuned(None, attention_bypass="identity", ffn_bypass="identity"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kl": 0.0}, "weights"),
+        ({"stream": -1.0}, "weights"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"trainer": TrainerFlags(max_steps=0)}, "max_steps is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"lora": {"rank": 0}}, "layers and rank must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_at_once(given, message):
+    with pytest.raises(SubFitError, match=message):
+        FineTuning(**given | ({"lora": LoRA(**given["lora"])} if "lora" in given else {}))
+
+
+def test_the_learning_rate_rises_and_falls_to_nothing():
+    made = settings(100, warmup=0.1)
+    rates = [made.rate_at(step) for step in range(101)]
+    assert max(rates) == rates[10] == 1 and rates[0] < rates[5] < 1 and rates[100] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_model_is_dense_again_when_all_is_switched_off(spoilt):
+    """What training did to the stand-ins leaves no trace in the modules that they stand for."""
+    calibration = Calibration(tiny_model(), tiny_tokens(20, 16))
+    dense = copy.deepcopy(calibration.model.state_dict())
+    from subfit.finetuning.fine_tune import fine_tune
+
+    replacements, _ = fit_recipe(calibration, recipe(sparsity=0.5))
+    fine_tune(calibration, replacements, settings(3), Log())
+    with switched_off(replacements):
+        assert all(torch.equal(dense[name], value) for name, value in calibration.model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_of_the_last_layers_are_trained_and_merged(spoilt, dtype):
+    """What is kept is a model without adapters, whose divergence is as low as with them."""
+    some = {"dtype": dtype, "selector": Given(["attention.0", "ffn.0", "attention.2", "ffn.3"])}
+    without = tuned(settings(learning_rate=1e-3), **some)
+    result = tuned(settings(learning_rate=1e-3, lora=LoRA(layers=2, rank=3)), **some)
+    record, other = result.record["finetune"], without.record["finetune"]
+    assert record["kept"] == "fine-tuned" and record["kl_after"] < record["kl_before"]
+    assert record["curve"][-1]["training_loss"] < other["curve"][-1]["training_loss"]
+    lowest = min(point["kl"] for point in record["curve"])
+    assert record["kl_after"] == pytest.approx(lowest, rel=1e-5 if dtype == torch.float32 else 0.05)
+    assert record["trained_parameters"] > other["trained_parameters"]
+    assert result.record["size"] == without.record["size"]
+    dense, found = tiny_model().to(dtype).state_dict(), result.model.state_dict()
+    assert found.keys() == without.model.state_dict().keys()
+    sites = tuple(f"{site['path']}." for site in result.model.config.subfit["sites"])
+    kept = [name for name in dense if name in found and not name.startswith(sites)]
+    changed = {name for name in kept if not torch.equal(dense[name], found[name])}
+    assert changed == {name for name in kept if name.endswith("_proj.weight") and name.split(".")[2] in "23"} and changed
+
+
+def test_adapters_that_gain_nothing_leave_no_trace(tmp_path):
+    some = {"selector": Given(["attention.0", "ffn.3"])}
+    result = tuned(settings(4, 2, learning_rate=100.0, lora=LoRA(layers=1)), **some)
+    assert result.record["finetune"]["kept"] == "closed-form" and same(result, tuned(None, **some))
+    with pytest.raises(SubFitError, match="layers is 5; the model has 4"):
+        tuned(settings(4, lora=LoRA(layers=5)), **some)
+    with pytest.raises(SubFitError, match="no linear map is kept in the last 1 layers"):
+        tuned(settings(4, lora=LoRA(layers=1)), selector=Given(["attention.3", "ffn.3"]))
+
+
+def test_a_cell_of_an_ablation_is_fine_tuned_and_the_model_dense_again(tmp_path, model_folder, text_file):
+    cell = {"model": str(model_folder), "calibration": {"path": str(text_file), "windows": 12, "length": 32}}
+    trained = {**cell, "finetune": {"trainer": {"max_steps": 2}, "lora": {"layers": 4}}}
+    session = SharedState(tmp_path / "cache", {})
+    plain, one, again = (session.run(given) for given in (cell, trained, cell))
+    assert len(one["finetune"]["curve"]) == 2 and "finetune" not in plain
+    assert plain["texts"] == again["texts"]
+
+
+def test_from_the_command_line(subfit, model_folder, text_file, tmp_path):
+    """All options reach it, and a run that goes on from a checkpoint gives the same model as the whole one."""
+    common = (
+        f"compress --model {model_folder} --calibration.path {text_file} --calibration.windows 12 --calibration.length 32"
+    )
+    trained = (
+        f"{common} --finetune.trainer.max_steps 4 --finetune.trainer.val_check_interval 2 --finetune.learning_rate 1e-5"
+    )
+    done = subfit(*trained.split(), "--output", "whole", "--logger", "csv", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["configuration"]["finetune"]["trainer"]["max_steps"] == 4 and "finetune" in done.stderr
+    assert [point["step"] for point in record["finetune"]["curve"]] == [0, 2, 4] and record["seconds"]["finetune"] > 0
+    assert len((tmp_path / "whole.run" / "sites.csv").read_text().splitlines()) == 1 + 8
+    assert "training/loss" in (tmp_path / "whole.run" / "metrics.csv").read_text()
+    again = subfit(*trained.split(), "--output", "again", "--resume", "whole.run/last.ckpt", "--json")
+    assert json.loads(again.stdout)["finetune"] == record["finetune"]
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "again"))
+    assert one == two
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path, monkeypatch):
+    """DDP by gloo on the CPU, each with half of every batch."""
+    script, env = str(Path(__file__).parents[1].joinpath("ddp.py")), {**os.environ, "OMP_NUM_THREADS": "1"}
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command = [sys.executable, "-m", *torchrun, script, str(tmp_path / "2"), "2"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(Distillation, "on_before_optimizer_step", None)  # which the script sets, for good
+    ddp.main(str(tmp_path / "1"), 1)
+    one, two = (torch.load(tmp_path / name) for name in ("1", "2"))
+    assert len(one["gradients"]) == len(two["gradients"]) > 3
+    for alone, together in zip(one["gradients"], two["gradients"], strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-12)
+    assert one["curve"] == pytest.approx(two["curve"], rel=1e-6)

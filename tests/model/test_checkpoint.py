@@ -1,0 +1,175 @@
+"""A saved model is the same model in a fresh process, with our package and without it."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from compressed import FRESH
+from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokens
+from safetensors.torch import load_file
+from torch import nn
+
+from subfit.bypass import Bypass
+from subfit.errors import SubFitError
+from subfit.model import checkpoint
+from subfit.model.loading import load
+from subfit.pipeline import compress_model
+from subfit.tracking.plots import draw_scores
+
+
+def saved(folder, family="llama", **given):
+    made = {"sparsity": 0.5, **given}
+    result = compress_model(tiny_model(family), tiny_tokens(), recipe(**made))
+    checkpoint.save(result.model, result.tokenizer, result.record, str(folder), draw_scores)
+    return result
+
+
+def in_fresh_process(folder, tmp_path):
+    tokens = tiny_tokens(3, seed=4)
+    torch.save(tokens, tmp_path / "tokens.pt")
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(FRESH),
+        str(folder),
+        str(tmp_path / "tokens.pt"),
+        str(tmp_path / "out.pt"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return tokens, torch.load(tmp_path / "out.pt")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_bit_equal_logits_in_a_fresh_process_without_the_package(tmp_path, family):
+    result = saved(tmp_path / "model", family)
+    tokens, found = in_fresh_process(tmp_path / "model", tmp_path)
+    with torch.no_grad():
+        assert torch.equal(found["logits"], result.model(tokens).logits)
+        assert torch.equal(found["generated"], result.model.generate(tokens[:1, :5], max_new_tokens=5))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("names", [None, ["attention.0", "ffn.0", "attention.1", "attention.2", "attention.3"]], ids=str)
+def test_bit_equal_logits_by_load(tmp_path, family, names):
+    result = saved(tmp_path / "model", family, **({"selector": Given(names)} if names else {}))
+    model, _ = load_without_tokenizer(tmp_path / "model")
+    tokens = tiny_tokens(3, seed=4)
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, result.model(tokens).logits)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in result.model.parameters())
+
+
+def load_without_tokenizer(folder):
+    from conftest import tiny_tokenizer
+
+    tiny_tokenizer().save_pretrained(folder)
+    return load(str(folder))
+
+
+def test_a_shared_basis_is_saved_once(tmp_path):
+    saved(tmp_path / "model", ffn_bypass={"class_path": "shared_low_rank", "init_args": {"rank": 7}})
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    assert [name for name, t in tensors.items() if t.shape == (7, 32)] == ["subfit_shared.0.weight"]
+
+
+def test_a_loaded_model_can_be_saved_and_loaded_again(tmp_path):
+    result = saved(tmp_path / "first")
+    model, _ = load_without_tokenizer(tmp_path / "first")
+    model.save_pretrained(tmp_path / "second")
+    tokens, found = in_fresh_process(tmp_path / "second", tmp_path)
+    with torch.no_grad():
+        assert torch.equal(found["logits"], result.model(tokens).logits)
+
+
+def test_without_trust_it_does_not_load_as_a_dense_model(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    saved(tmp_path / "model")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=False)
+
+
+class Gate(nn.Module):
+    """A module of a plug-in's own."""
+
+    def __init__(self, width: int, power: int):
+        super().__init__()
+        self.width, self.power = width, power
+        self.weight = nn.Parameter(torch.linspace(-1, 1, width))
+
+    def forward(self, x):
+        return torch.sigmoid(x * self.weight) ** self.power
+
+
+class Gated(Bypass):
+    def fit(self, site, moments, common):
+        return nn.Sequential(Gate(site.width, power=2), nn.GELU(approximate="tanh"))
+
+
+def test_a_plugins_own_module_travels_with_the_checkpoint(tmp_path):
+    result = saved(tmp_path / "model", ffn_bypass=Gated())
+    tokens, found = in_fresh_process(tmp_path / "model", tmp_path)
+    with torch.no_grad():
+        assert torch.equal(found["logits"], result.model(tokens).logits)
+    with pytest.raises(SubFitError, match="'Gate' is neither in torch.nn nor"):
+        load_without_tokenizer(tmp_path / "model")
+    model, _ = load(str(tmp_path / "model"), trust_remote_code=True)
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, result.model(tokens).logits)
+
+
+def test_what_is_in_the_folder(tmp_path):
+    result = saved(tmp_path / "model")
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "modeling_subfit.py", "compression.json", "README.md", "scores.png"} <= names
+    assert json.loads((tmp_path / "model" / "compression.json").read_text()) == json.loads(json.dumps(result.record))
+    assert (tmp_path / "model" / "scores.png").read_bytes()[:4] == b"\x89PNG"
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "trust_remote_code=True" in card and result.record["selected"][0] in card
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]  # nothing beside it
+
+
+def test_an_existing_folder_is_never_touched(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine").write_text("keep")
+    with pytest.raises(SubFitError, match="exists; give a new one"):
+        saved(tmp_path / "model")
+    assert [p.name for p in (tmp_path / "model").iterdir()] == ["mine"]
+
+
+def test_a_disk_without_room_is_said_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(SubFitError, match="GB free; up to .* GB are needed"):
+        checkpoint.check_space(str(tmp_path / "new" / "model"), tiny_model())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "compression.json"])
+def test_a_disk_that_fills_up_while_saving_leaves_nothing(tmp_path, name):
+    """A real limit on file sizes, in a process of its own: the write fails in the middle."""
+    code = f"""
+    import resource, signal, sys
+    sys.path[:0] = {sys.path!r}
+    from conftest import recipe, tiny_model, tiny_tokens
+    from subfit.model import checkpoint
+    from subfit.errors import SubFitError
+    from subfit.pipeline import compress_model
+    from subfit.tracking.plots import draw_scores
+    result = compress_model(tiny_model(), tiny_tokens(), recipe(sparsity=0.5))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({20_000 if name == "model.safetensors" else 150_000},) * 2)
+    if {name == "compression.json"}:
+        result.record["filling"] = "x" * 200_000
+    try:
+        checkpoint.save(result.model, result.tokenizer, result.record, "model", draw_scores)
+    except SubFitError as error:
+        print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert "cannot write model" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,132 @@
+"""Strategies from outside: files, dotted paths, installed packages; and what bad ones are told."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from subfit import registry
+from subfit.cli.main import main
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+SHOWN = next(text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "(StreamScorer)" in text)
+SMALL = ["--calibration.windows", 4, "--calibration.length", 16, "--evaluation.windows", 0]
+
+STRATEGY = {
+    "scorer": """
+from subfit.scorer import Scorer
+class Mine(Scorer):
+    def score(self, calibration):
+        return {site: float(site.layer) for site in calibration.sites}
+""",
+    "selector": """
+from subfit.selector import Selector
+class Mine(Selector):
+    def select(self, scores, budget, calibration):
+        return [site for site in scores if site.layer == 3]
+""",
+    "attention_bypass": """
+from subfit.bypass import Bypass
+from torch import nn
+class Mine(Bypass):
+    def fit(self, site, moments, common):
+        return nn.Linear(site.width, site.width)
+""",
+}
+
+
+def test_the_scorer_that_the_readme_shows(subfit, tmp_path, model_folder, text_file, monkeypatch, capsys):
+    assert len([line for line in SHOWN.splitlines() if line.strip()]) < 15
+    (tmp_path / "my_scorer.py").write_text(SHOWN)
+    given = ["--plugins", "my_scorer.py", "--scorer", "my_scorer"]
+    common = ["--model", model_folder, "--calibration.path", text_file, *SMALL]
+    done = subfit("compress", *given, *common, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert len(record["scores"]) == 8 and len(set(record["scores"].values())) == 8
+    (tmp_path / "again.yaml").write_text(json.dumps(record["configuration"]))  # needs no --plugins
+    again = subfit("compress", "--config", "again.yaml", "--json")
+    assert json.loads(again.stdout)["scores"] == record["scores"], again.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_plugins", {})
+    assert main(["list", "scorers", "--plugins=my_scorer.py", "--json"]) == 0
+    assert "my_scorer" in [entry["name"] for entry in json.loads(capsys.readouterr().out)["scorers"]]
+
+
+def test_a_dotted_path_and_an_installed_package(subfit, tmp_path, model_folder, text_file, monkeypatch, capsys):
+    installed = tmp_path / "site-packages"
+    (installed / "hers-1.0.dist-info").mkdir(parents=True)
+    (installed / "hers.py").write_text("".join(STRATEGY.values()).replace("class Mine(Sel", "class Chosen(Sel"))
+    (installed / "hers-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: hers\nVersion: 1.0\n")
+    entry_points = "[subfit.selectors]\nlast_layer = hers:Chosen\n"
+    (installed / "hers-1.0.dist-info" / "entry_points.txt").write_text(entry_points)
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    common = ["--model", model_folder, "--calibration.path", text_file, *SMALL]
+    done = subfit("compress", "--selector", "last_layer", *common, "--json", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["selected"] == ["attention.3", "ffn.3"]
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.setattr(registry, "_entry_points", registry._entry_points.__wrapped__)  # which remembers
+    assert main(["compress", "--selector", "hers.Chosen", *map(str, common), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["selected"] == ["attention.3", "ffn.3"]
+    assert main(["list", "selectors", "--json"]) == 0
+    assert "last_layer" in [entry["name"] for entry in json.loads(capsys.readouterr().out)["selectors"]]
+
+
+BAD = {
+    "an import that fails": ("scorer", "import subfit", "import no_such_thing", 2, "No module named 'no_such_thing'"),
+    "a syntax error": ("scorer", "class Mine(Scorer):", "class Mine(Scorer:", 3, "SyntaxError"),
+    "a missing method": ("scorer", "def score", "def scores", 3, "Mine lacks the method score"),
+    "a missing fit": ("attention_bypass", "def fit", "def fits", 4, "Mine lacks the method fit"),
+    "a missing fit of a layer": (
+        "attention_bypass",
+        "s Mine(Bypass):",
+        "s Mine(Bypass):\n    needs = 'layer'",
+        4,
+        "method fit_layer",
+    ),
+    "an error while scoring": ("scorer", "float(site.layer)", "1 / site.layer", 5, "ZeroDivisionError"),
+    "a NaN": ("scorer", "float(site.layer)", "float('nan')", 4, "gives nan for attention.0"),
+    "no mapping": ("scorer", "return {", "return 1 or {", 4, "gives None for attention.0"),
+    "an unknown site": ("selector", "return [", "return ['ffn.77'] or [", 4, "returns 'ffn.77'; it must choose among"),
+    "no list": ("selector", "return [", "return 7 or [", 4, "returns 7; it must choose among"),
+    "an error while selecting": ("selector", "site.layer == 3", "site.depth == 3", 5, "AttributeError"),
+    "a wrong shape": ("attention_bypass", "site.width)", "site.width - 1)", 5, "maps (2, 32) to (2, 31)"),
+    "no module": ("attention_bypass", "return nn", "return 5 or nn", 5, "must return a module, not int"),
+    "an error while fitting": ("attention_bypass", "return nn", "return moments['z'] or nn", 6, "KeyError"),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory, model_folder, text_file):
+    """What the command line says to each bad plug-in: (exit code, stderr); all in one process."""
+    import contextlib
+    import io
+
+    folder, found = tmp_path_factory.mktemp("plugins"), {}
+    for index, (case, (option, old, new, _, _)) in enumerate(BAD.items()):
+        code = STRATEGY[option]
+        code = code.replace(old, new) if old in code else f"\n{new}{code}"
+        path = folder / f"bad_{index}.py"
+        path.write_text(code)
+        given = ["--model", str(model_folder), "--calibration.path", str(text_file), *map(str, SMALL)]
+        with contextlib.redirect_stderr(io.StringIO()) as stderr, contextlib.redirect_stdout(io.StringIO()):
+            found[case] = main(["compress", *given, f"--{option}", str(path)]), stderr.getvalue(), path
+    return found
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_plugin_is_one_line_that_names_its_file_and_line(case, answers):
+    code, stderr, path = answers[case]
+    message = stderr.replace("\r", "\n").strip().splitlines()[-1]
+    assert code == 2 and message.startswith("subfit compress: error: ")
+    assert f"{path}:{BAD[case][3]}" in message and BAD[case][4] in message
+
+
+def test_a_file_without_strategies_and_a_missing_one(tmp_path, capsys):
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    for name, message in (("empty.py", "defines no Scorer, Selector, Bypass"), ("gone.py", "gone.py does not exist")):
+        assert main(["list", "--plugins", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
