@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from subfit.errors import SubFitError, where
 from subfit.model.modeling_subfit import Scale
 from subfit.model.submodules import Site
+from subfit.strategy import Strategy
 
 Run = Callable[[nn.Module, Tensor], Tensor]
 Reads = Literal["input", "stream", "nothing", "previous"]
 
 
-class Bypass:
+class Bypass(Strategy):
     """A way to fit a small module in the place of a site.
 
     The module is made of `torch.nn` modules (a `Sequential` of `Linear`s, say), or of a class of the plug-in's own that

@@ -14,6 +14,7 @@ from torchmetrics import Metric, MetricCollection
 
 from subfit.errors import SubFitError, attribute_errors_to, where
 from subfit.model.submodules import Site
+from subfit.strategy import Strategy
 
 if TYPE_CHECKING:
     from subfit.calibration.capture import Calibration
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Scores = dict[Site, float]
 
 
-class Scorer(ABC):
+class Scorer(Strategy, ABC):
     """Gives every site a number: the lower, the safer it is to replace.
 
     This is the interface of scorers that ask the calibration for what they need, such as the loss with a site replaced.

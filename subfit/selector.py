@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 from subfit.fitting.budget import Budget
 from subfit.model.submodules import KINDS, Kind, Site
+from subfit.strategy import Strategy
 
 if TYPE_CHECKING:
     from subfit.calibration.capture import Calibration
 
 
-class Selector(ABC):
+class Selector(Strategy, ABC):
     """Chooses the sites to replace, given their scores and how much is to go."""
 
     @abstractmethod
