@@ -10,7 +10,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from subfit.bypass import Reads
 from subfit.errors import SubFitError
-from subfit.model.modeling_subfit import Shared, Zero, compressed_class, describe, stand_in
+from subfit.model.modeling_subfit import FORMAT_VERSION, Shared, Zero, compressed_class, describe, stand_in
+from subfit.model.portable_code import portable_source
 from subfit.model.submodules import Site, decoder_layers
 
 
@@ -176,6 +177,7 @@ def finalize(model: Any, switches: Sequence[Switch], sites: list[Site]) -> None:
     """
     replacements = [s for s in switches if isinstance(s, Replacement) and not isinstance(s, Retrained)]
     uses = Counter(id(module) for r in replacements for module in set(r.left.modules()))
+    plugin_code = portable_source([replacement.left for replacement in replacements])
     shared: dict[str, nn.Module] = {}
     described = []
     replaced = {replacement.site for replacement in replacements}
@@ -192,8 +194,10 @@ def finalize(model: Any, switches: Sequence[Switch], sites: list[Site]) -> None:
                 replacement.left.set_submodule(name, Shared(module))
         if replacement.site.path == counter:
             model.get_submodule(counter).counts = True
+    model.plugin_code = plugin_code
     model.subfit_shared = nn.ModuleDict(shared)
     model.config.subfit = {
+        "format_version": FORMAT_VERSION,
         "base_model_type": model.config.model_type,
         "counter": counter,
         "shared": {name: describe(module, {}) for name, module in shared.items()},
