@@ -15,6 +15,7 @@ from subfit.evaluation.tasks import Task, read_task
 from subfit.evaluation.zero_shot import score_task
 from subfit.model.loading import load
 from subfit.model.sizes import kv_bytes_per_token
+from subfit.tracking.records import check_format
 
 SEQUENCE = 512  # tokens of a sequence by which the batch size of tasks is reckoned
 
@@ -121,7 +122,9 @@ def _check_vocabularies(subject: Any, dense: Any) -> None:
 
 def _calibration(model: str) -> dict[str, Any] | None:
     """What the folder of a compressed model says of its calibration tokens."""
-    record = Path(model) / "compression.json"
-    if not record.is_file():
+    path = Path(model) / "compression.json"
+    if not path.is_file():
         return None
-    return json.loads(record.read_text(encoding="utf-8")).get("configuration", {}).get("calibration")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    check_format(record, str(path))
+    return record.get("configuration", {}).get("calibration")

@@ -273,7 +273,7 @@ def install(model: nn.Module, subfit: dict[str, Any]) -> None:
 
 
 def check_format(subfit: dict[str, Any]) -> None:
-    """Raises ValueError if the section of a configuration was written by a version of SubFit that this file does not know."""
+    """Raises ValueError if a configuration's section was written by a newer version of SubFit than this file."""
     found = subfit.get("format_version", 1)
     if found > FORMAT_VERSION:
         raise ValueError(
@@ -304,7 +304,7 @@ class SubFitMixin:
     """What a compressed model adds to the class of its dense architecture.
 
     Attributes:
-        plugin_code: source of the modules of plug-ins, to follow this file's in a checkpoint; a checkpoint's own file has it.
+        plugin_code: source of plug-ins' modules, to follow this file's in a checkpoint; the file of a checkpoint has it.
     """
 
     plugin_code = ""

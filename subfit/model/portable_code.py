@@ -66,7 +66,9 @@ def _statements(classes: list[type]) -> list[str]:
             pieces = _pieces(wanted)
         for name, statement in pieces.items():
             if name in taken.statements and taken.text(name) != statement:
-                raise _refused(wanted, f"it needs {name!r}, a name that modeling_subfit.py has for something else; rename it")
+                raise _refused(
+                    wanted, f"it needs {name!r}, a name that modeling_subfit.py has for something else; rename it"
+                )
             if found.get(name, statement) != statement:
                 raise _refused(wanted, f"it needs {name!r}, and so does another plug-in, for something else; rename it")
             if name not in taken.statements:
@@ -83,12 +85,13 @@ def _pieces(wanted: type) -> dict[str, str]:
     pieces: dict[str, str] = {}
     for name in names.needed(wanted.__qualname__.partition(".")[0]):
         statement = names.statements[name]
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            if isinstance(statement, ast.ImportFrom) and statement.module == OURS:  # it is there, maybe by another name
-                if names.imported(name) != name:
-                    pieces[name] = f"{name} = {names.imported(name)}"
-                continue
-            _check_import(wanted, statement, Path(file))
+        if isinstance(statement, ast.ImportFrom) and statement.module == OURS:  # it is there, maybe by another name
+            if names.imported(name) != name:
+                pieces[name] = f"{name} = {names.imported(name)}"
+            continue
+        for node in ast.walk(statement):  # the imports inside functions, too
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                _check_import(wanted, node, Path(file))
         pieces[name] = names.text(name)
     return pieces
 

@@ -58,7 +58,9 @@ def verify(folder: Path, weights: Mapping[str, Tensor], logits: Tensor) -> None:
         raise SubFitError(f"the checkpoint does not load as the same model: its weight {min(wrong)} differs")
     distance = float((again.double() - logits.double()).norm() / logits.double().norm())
     if not distance <= torch.finfo(again.dtype).eps ** 0.5:
-        raise SubFitError(f"the checkpoint does not load as the same model: its logits differ by {distance:.1e} of their norm")
+        raise SubFitError(
+            f"the checkpoint does not load as the same model: its logits differ by {distance:.1e} of their norm"
+        )
 
 
 def _equal(loaded: Tensor, saved: Tensor) -> bool:

@@ -39,10 +39,12 @@ torch.save(found, "found.pt")
 
 @pytest.fixture(scope="module")
 def oldest(tmp_path_factory) -> Path:
-    """A folder with the oldest transformers, for the front of the import path; what else it needs is the environment's, but for an older hub client."""
+    """A folder for the front of the import path: the oldest transformers, and a hub client that suits it."""
     folder = tmp_path_factory.mktemp("oldest")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(folder)]
-    done = subprocess.run([*command, f"transformers=={OLDEST}", "huggingface_hub<2"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, f"transformers=={OLDEST}", "huggingface_hub<2"], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, f"transformers {OLDEST} cannot be installed: {done.stderr}"
     return folder
 
