@@ -20,11 +20,6 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-try:
-    from transformers.cache_utils import DummyLayer as EmptySlot
-except ImportError:  # before transformers 5.23
-    EmptySlot = None
-
 FORMAT_VERSION = 2  # of the section `subfit` of config.json; 1 had no number, and is read the same way
 AUTO_MAP = {
     "AutoConfig": "modeling_subfit.SubFitConfig",
@@ -101,11 +96,13 @@ class Shared(nn.Module):
 
 # --- what stands in the place of a branch -----------------------------------------------------------------------------
 
-if EmptySlot is None:
+try:
+    from transformers.cache_utils import DummyLayer as EmptySlot
+except ImportError:  # before transformers 5.23
     from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-    class EmptySlot(LinearAttentionCacheLayerMixin):
-        """Cache slot of a layer without Attention, as transformers has it from 5.23 on: holds nothing.
+    class EmptySlot(LinearAttentionCacheLayerMixin):  # type: ignore[no-redef]
+        """Cache slot of a layer without Attention: holds nothing.
 
         To older versions it is a slot of linear attention: they take the count of tokens from the first slot that is not,
         and never prefetch it. It is neither sliding nor not, so that no mask is made to its size.
