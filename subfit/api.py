@@ -1,6 +1,5 @@
 """What the command line runs, as functions: compress, evaluate, benchmark, load and list."""
 
-import hashlib
 import inspect
 import platform
 import re
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from subfit import registry
-from subfit.calibration.data import EVALUATION_SEED, Data, EvaluationData, read_tokens
+from subfit.calibration.data import describe_tokens, read_tokens
+from subfit.calibration.settings import Data, EvaluationData, evaluation_seed
 from subfit.errors import SubFitError
 from subfit.evaluation.evaluate import evaluate
 from subfit.finetuning.fine_tune import FineTuning, TrainerFlags
@@ -22,6 +22,7 @@ from subfit.model import checkpoint
 from subfit.model.loading import device_of, load
 from subfit.model.processes import init_process_group, shard_model
 from subfit.pipeline import Compression, Recipe, compress_model
+from subfit.strategy import with_seed
 from subfit.tracking.loggers import Log, LoggerName, open_log
 from subfit.tracking.plots import draw_scores
 
@@ -141,15 +142,16 @@ def _run(options: Options, configuration: dict[str, Any], log: Log) -> Compressi
     loaded = time.perf_counter()
     tokens, held_out = tokens_of(options, model, tokenizer)
     sampled = time.perf_counter()
-    compression = compress_model(model, tokens, options, evaluation=held_out, batch_size=options.batch_size, log=log)
+    recipe = with_seed(options, options.seed)
+    compression = compress_model(model, tokens, recipe, evaluation=held_out, batch_size=options.batch_size, log=log)
     compression.tokenizer = tokenizer
     stages = {"load": loaded - start, "data": sampled - loaded}
     record = compression.record
     record["seconds"] = {name: round(value, 3) for name, value in stages.items()} | record["seconds"]
     record.update(
         configuration=configuration,
-        calibration_tokens={"shape": list(tokens.shape), "sha256": _fingerprint(tokens)},
-        evaluation_tokens={"shape": list(held_out.shape), "sha256": _fingerprint(held_out)},
+        calibration_tokens=describe_tokens(tokens),
+        evaluation_tokens=describe_tokens(held_out),
         versions={"python": platform.python_version(), **{p: version(p) for p in ("subfit", "torch", "transformers")}},
     )
     if options.output is not None:
@@ -202,12 +204,8 @@ def tokens_of(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Ten
     held_out = wanted > 0 and not (own.source or own.path or own.dataset)
     tokens, rest = read_tokens(options.calibration, model, tokenizer, options.seed, wanted if held_out else 0)
     if wanted > 0 and not held_out:
-        rest, _ = read_tokens(own, model, tokenizer, options.seed + EVALUATION_SEED)
+        rest, _ = read_tokens(own, model, tokenizer, evaluation_seed(options.seed))
     return tokens, rest
-
-
-def _fingerprint(tokens: Tensor) -> str:
-    return hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

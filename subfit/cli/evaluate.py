@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from subfit import api
-from subfit.calibration.data import Data, EvaluationData
+from subfit.calibration.settings import Data, EvaluationData
 from subfit.config import Parser
 from subfit.errors import SubFitError
 
@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--stride", type=int | None, help="Tokens from window to window; the length if not given.")
     tasks = "Zero-shot tasks: local .jsonl files, or names of lm-evaluation-harness."
     parser.add_argument("--tasks", type=str, nargs="+", action="extend", default=[], metavar="TASK", help=tasks)
-    parser.add_argument("--items", type=int | None, help="Number of items of each task; all if not given.")
+    parser.add_argument("--limit", type=int | None, help="Number of items of each task, the first ones; all if not given.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of sampling and of resampling.")
     parser.add_argument("--dtype", type=str, default="auto", help="Data type of the weights.")
     parser.add_argument("--device", type=str, default="auto", help="Torch device.")

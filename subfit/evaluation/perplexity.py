@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subfit.calibration.data import Data, read_tokens
+from subfit.calibration.data import read_tokens
+from subfit.calibration.settings import Data
 from subfit.errors import SubFitError
 from subfit.evaluation.divergence import Logits, exp, summary, window_sums
 from subfit.evaluation.intervals import bootstrap_interval
