@@ -60,7 +60,7 @@ def test_random_windows_are_drawn_by_the_seed_from_the_whole_text_without_repeti
     data = Data(path=numbered(tmp_path), windows=8, length=4, sampling="random")
     first, again, other = (cut(data, seed, held_out=4) for seed in (0, 0, 1))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1]) and not torch.equal(first[0], other[0])
-    drawn = [[*read(tokens), *read(rest)] for tokens, rest in (cut(data, seed, held_out=4) for seed in range(100))]
+    drawn = [[*read(tokens), *read(rest)] for tokens, rest in (cut(data, seed, held_out=4) for seed in range(300))]
     assert all(len(set(numbers)) == 12 for numbers in drawn)  # the held-out windows are others
     counts = torch.bincount(torch.tensor(drawn).flatten(), minlength=200).float()
     assert counts.min() > 0 and abs(counts[:100].sum() / counts.sum() - 0.5) < 0.03  # 18 of each window
