@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -47,7 +46,7 @@ def compress(
     model: str | Path | PreTrainedModel | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    config: Source | Path | Sequence[Source | Path] = (),
+    config: Source | Sequence[Source] = (),
     scorer: Scorer | str | Plain | None = None,
     selector: Selector | str | Plain | None = None,
     attention_bypass: Bypass | str | Plain | None = None,
@@ -114,8 +113,7 @@ def compress(
     """
     given = {name: value for name, value in locals().items() if name not in ("model", "tokenizer", "config")}
     given = {name: value for name, value in given.items() if value is not None}
-    sources = [config] if isinstance(config, str | Path | Mapping) else list(config)
-    sources = [os.fspath(source) if isinstance(source, Path) else source for source in sources]
+    sources = [config] if isinstance(config, str | Path | Mapping) else config
     if model is None or isinstance(model, str | Path):
         if tokenizer is not None:
             raise SubFitError("a tokenizer is given for a loaded model only; one that is named comes with its own")
@@ -204,7 +202,7 @@ def _on_loaded(options: Options, model: PreTrainedModel) -> Options:
         raise SubFitError(f"dtype is {options.dtype}, but the loaded model is {dtype}")
     if options.fsdp:
         raise SubFitError("fsdp divides a model as it is loaded; give the model's name")
-    model.eval()
+    model.train(False)
     name = getattr(model.config, "_name_or_path", "") or None
     return dataclasses.replace(options, model=name, dtype=dtype, device=str(model.device))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from subfit import registry
@@ -29,7 +30,7 @@ if TYPE_CHECKING:  # what they are in takes seconds to import, which help does n
 
 __all__ = ["DEFAULTS", "OPTIONS", "Options", "Recipe", "configuration", "read_mapping", "resolve"]
 
-Source = str | Mapping[str, Any]  # a preset's name, a file, or options
+Source = str | Path | Mapping[str, Any]  # a preset's name, a file, or options
 
 DEFAULTS: dict[str, Any] = {  # of the options whose values are objects
     "scorer": "subfit",
@@ -156,8 +157,8 @@ def resolve(*sources: Source) -> Options:
     """
     values = dict(DEFAULTS)
     for source in sources:
-        given = unfold(read_source(source) if isinstance(source, str) else source)
-        check_known(given, OPTIONS, source if isinstance(source, str) else "")
+        given = unfold(source if isinstance(source, Mapping) else read_source(str(source)))
+        check_known(given, OPTIONS, "" if isinstance(source, Mapping) else str(source))
         values = {**values, **{name: merge(values.get(name), value) for name, value in given.items()}}
     if values["ffn_bypass"] == SAME:
         shared = registry.made(registry.interface("bypasses"), values["attention_bypass"], "attention_bypass")

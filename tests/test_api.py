@@ -26,7 +26,10 @@ def test_compress_load_and_evaluate(model_folder, text_file, tmp_path):
     ("given", "message"),
     [
         ({"config": {"sparsty": 0.5}}, "unknown option 'sparsty'; did you mean 'sparsity'\\? options are scorer, selector"),
-        ({"calibration": {"widows": 3}}, "calibration: unknown option 'widows'; did you mean 'windows'\\? options are source"),
+        (
+            {"calibration": {"widows": 3}},
+            "calibration: unknown option 'widows'; did you mean 'windows'\\? options are source",
+        ),
         ({"scorer": "subfitt"}, "unknown scorer 'subfitt'; did you mean 'subfit'"),
         ({"sparsity": 1.0}, "sparsity is 1.0"),
     ],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from subfit import registry
-from subfit.api import tokens_of
+from subfit.api import model_of, tokens_of
 from subfit.calibration.cache import Cache
 from subfit.calibration.capture import Calibration
 from subfit.calibration.data import Data, read_tokens
@@ -24,7 +24,6 @@ from subfit.evaluation.accuracy import average, describe
 from subfit.evaluation.comparison import Comparison
 from subfit.evaluation.tasks import Task
 from subfit.evaluation.zero_shot import score_task
-from subfit.model.loading import load
 from subfit.model.replacing import check_replaceable, turn_off
 from subfit.pipeline import fit_recipe, sizes, timed, tune
 from subfit.scorer import Scorer, Scores, StreamScorer, score_sites, score_together
@@ -100,7 +99,7 @@ class SharedState:
         source = (options.model, options.dtype, options.device)
         if "model" in self._kept and self._kept["model"][0] != source:
             self._kept.clear()  # all of it holds the other model
-        model, tokenizer = self._latest("model", source, lambda: load(source[0], dtype=source[1], device=source[2]))
+        model, tokenizer = self._latest("model", source, lambda: model_of(options))
         asked = (options.seed, repr(options.calibration), repr(options.evaluation))
         tokens, held_out = self._latest("tokens", asked, lambda: tokens_of(options, model, tokenizer))
         used = _digest([_bytes(tokens)])

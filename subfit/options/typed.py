@@ -67,7 +67,7 @@ def arguments(what: Any, given: Mapping[str, Any], place: str, make: Make, owner
     Raises:
         SubFitError: if one is unknown, does not fit, or is missing.
     """
-    function = what.__init__ if isinstance(what, type) else what
+    function = getattr(what, "__init__") if isinstance(what, type) else what  # noqa: B009  # mypy takes a class for an object
     known = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
     named = {p.name: p for p in known if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in known) and function is not object.__init__
@@ -181,7 +181,7 @@ def _fits(hint: Any, value: Any) -> bool:
     if _is_sequence(origin or hint):
         return isinstance(value, list | tuple)
     if dataclasses.is_dataclass(hint):
-        return isinstance(value, hint | Mapping)  # type: ignore[operator]  # it is a class
+        return isinstance(value, hint | Mapping)
     if isinstance(hint, type) and issubclass(hint, Strategy):
         return isinstance(value, Strategy | str | Mapping)
     return hint in (Any, object) or not isinstance(hint, type) or isinstance(value, hint)
