@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +24,7 @@ from subfit.pipeline import Compression, compress_model
 from subfit.registry.listing import list_strategies
 from subfit.tracking.loggers import Log, LoggerName, open_log
 from subfit.tracking.plots import draw_scores
-from subfit.tracking.records import FORMAT_VERSION
+from subfit.tracking.provenance import provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -157,11 +155,10 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
     record = compression.record
     record["seconds"] = {name: round(value, 3) for name, value in stages.items()} | record["seconds"]
     record.update(
-        format_version=FORMAT_VERSION,
+        **provenance(),
         configuration=written,
         calibration_tokens=describe_tokens(tokens),
         evaluation_tokens=describe_tokens(held_out),
-        versions={"python": platform.python_version(), **{p: version(p) for p in ("subfit", "torch", "transformers")}},
     )
     if options.output is not None:
         checkpoint.save(compression.model, tokenizer, record, options.output, draw_scores)

@@ -21,7 +21,7 @@ from subfit.ablation.figures import (
     pareto_front,
     ratio,
 )
-from subfit.ablation.rows import read_rows, write_whole
+from subfit.ablation.rows import read_rows, write_text
 from subfit.errors import SubFitError
 
 CAPTIONS = {
@@ -88,8 +88,8 @@ def report(folders: list[str], output: str) -> Path:
     except OSError as error:
         raise SubFitError(f"cannot write to the folder {output}: {error}") from error
     lines = [[name for name, _ in columns], ["---"] * len(columns), *([shown for _, shown in values] for values in cells)]
-    write_whole(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
-    write_whole(folder / "report.html", page)
+    write_text(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    write_text(folder / "report.html", page)
     return folder / "report.html"
 
 

@@ -3,12 +3,12 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from subfit.errors import SubFitError
 
 SOURCES = ("self", "text", "hub")
-EVALUATION_SEED = 1 << 32  # above every seed of a calibration, so that evaluation windows are never sampled by the same
+LARGEST_SEED = (1 << 31) - 1  # of a calibration; those of evaluations are above, of 32 bits, as torch looks at no others
 
 
 @dataclass
@@ -43,12 +43,12 @@ class Data:
     length: int = 512
     sampling: Literal["first", "random"] = "first"
 
-    fewest: ClassVar[int] = 1  # windows
+    FEWEST = 1  # windows; not an option
 
     def __post_init__(self) -> None:
         self.path = [self.path] if isinstance(self.path, str) else self.path
-        if self.windows < self.fewest or self.length < 2:
-            fewest = f"at least {self.fewest} window of 2 tokens is needed"
+        if self.windows < self.FEWEST or self.length < 2:
+            fewest = f"at least {self.FEWEST} window of 2 tokens is needed"
             raise SubFitError(f"{self.windows} windows of {self.length} tokens: {fewest}")
         if self.sampling not in ("first", "random"):
             raise SubFitError(f"unknown sampling {self.sampling!r}; use first or random")
@@ -81,14 +81,14 @@ class EvaluationData(Data):
 
     windows: int = 16
 
-    fewest: ClassVar[int] = 0
+    FEWEST = 0
 
 
 def evaluation_seed(seed: int, text: str = "") -> int:
-    """Returns the seed by which a text to evaluate on is sampled, in a run with this seed.
+    """Returns the seed by which a text to evaluate on is sampled, in a run with this seed, so that it is no other's.
 
     Args:
         text: the text's name, where there are several: two of them are not the same samples.
     """
-    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:3]) if text else 0
-    return seed + EVALUATION_SEED * (1 + number)
+    number = int.from_bytes(hashlib.sha256(f"evaluation {seed} {text}".encode()).digest()[:4])
+    return number | LARGEST_SEED + 1

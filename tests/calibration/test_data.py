@@ -104,10 +104,9 @@ def test_what_is_wrong_is_said_without_a_model():
 
 
 def test_sampled_texts_to_evaluate_on_are_never_those_of_a_calibration_nor_each_other():
-    seeds = [evaluation_seed(seed, text) for seed in range(100) for text in ("", "story", "code")]
-    assert len(set(seeds)) == 300 and min(seeds) >= 2**32
-    for seed in (min(seeds), max(seeds)):
-        torch.Generator().manual_seed(seed)
+    seeds = [evaluation_seed(seed, text) for seed in range(3) for text in ("", "story", "code")]
+    samples = [cut(Data(windows=1, length=32), seed)[0] for seed in [0, 1, 2, *seeds]]
+    assert len({tuple(tokens[0].tolist()) for tokens in samples}) == 12  # torch draws the same for seeds equal in 32 bits
 
 
 def test_sampling_from_the_model_is_seeded_and_starts_at_the_begin_of_text():
