@@ -1,7 +1,7 @@
 """What a row and what cached scores depend on, beside the options, and when they count no more.
 
 **A row counts as done** for a cell if it was run with the cell's options and all of this is as it is now: the versions of
-torch and transformers; the model's files (its configuration whole, of large weights the beginning and the end); the files
+torch and transformers; the model's files (of large ones the beginning and the end); the files
 of the strategies, with nested ones, base classes and what they import from their folder; the texts and the tasks. All of
 that is known before the model is loaded. A row that does not say what it depends on, as those of format 1, does not count.
 The code of `subfit` itself is recorded (`commit`) and not compared: after a repair, an ablation goes on where it was.

@@ -125,9 +125,9 @@ def _cell(path: str, chosen: dict[str, Any], given: list[dict[str, Any]], defaul
     if options.fsdp:
         alone = "for one compression, by processes that work together; those of an ablation do not"
         raise SubFitError(f"{place}: fsdp is {alone}")
-    whole = configuration(options)
-    name = hashlib.sha256(json.dumps(_changed(whole, defaults), sort_keys=True).encode()).hexdigest()[:16]
-    return Cell(chosen, options, whole, name)
+    plain = configuration(options)
+    name = hashlib.sha256(json.dumps(_changed(plain, defaults), sort_keys=True).encode()).hexdigest()[:16]
+    return Cell(chosen, options, plain, name)
 
 
 def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -86,10 +86,10 @@ def _windows(texts: Iterator[str], tokenizer: Any, length: int) -> Iterator[list
     ids = list[int]()
     for text in texts:
         ids += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        whole = len(ids) - len(ids) % length
-        for start in range(0, whole, length):
+        complete = len(ids) - len(ids) % length
+        for start in range(0, complete, length):
             yield ids[start : start + length]
-        del ids[:whole]
+        del ids[:complete]
     yield ids
 
 
@@ -99,7 +99,7 @@ def _first(windows: Iterator[list[int]], count: int, length: int, where: str) ->
 
 
 def _draw(windows: Iterator[list[int]], count: int, length: int, where: str, seed: int) -> Tensor:
-    """Windows drawn from the whole of a text without replacement, in random order, (count, length).
+    """Windows drawn from all of a text without replacement, in random order, (count, length).
 
     No more are held than are returned. Source: Vitter, Random Sampling with a Reservoir (1985), algorithm R.
     """

@@ -1,4 +1,4 @@
-"""Saves a compressed model as a folder that plain transformers opens; whole, or not at all."""
+"""Saves a compressed model as a folder that plain transformers opens; complete, or not at all."""
 
 import json
 import os
@@ -125,5 +125,5 @@ model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 
 ![Scores by depth, with the replaced submodules marked](scores.png)
 
-`compression.json` holds the whole configuration, the score of every submodule and all measurements.
+`compression.json` holds the full configuration, the score of every submodule and all measurements.
 """
