@@ -61,7 +61,7 @@ def save(
         return
     with new_folder(output) as folder:
         model.save_pretrained(folder, state_dict=dict(weights))  # which it empties
-        verify(folder, weights, logits)
+        verify(folder, weights, logits, next(model.parameters()).device)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         draw(record, folder / "scores.png")
