@@ -141,7 +141,9 @@ def _run(options: Options, configuration: dict[str, Any], log: Log) -> Compressi
     loaded = time.perf_counter()
     tokens, held_out = tokens_of(options, model, tokenizer)
     sampled = time.perf_counter()
-    compression = compress_model(model, tokens, options, evaluation=held_out, batch_size=options.batch_size, log=log)
+    compression = compress_model(
+        model, tokens, options, evaluation=held_out, batch_size=options.batch_size, seed=options.seed, log=log
+    )
     compression.tokenizer = tokenizer
     stages = {"load": loaded - start, "data": sampled - loaded}
     record = compression.record

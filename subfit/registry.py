@@ -12,6 +12,7 @@ import inspect
 import pkgutil
 import sys
 import traceback
+import typing
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -20,12 +21,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from subfit.bypass import Bypass
+from subfit.bypass import Substitute
 from subfit.errors import SubFitError, where
 from subfit.scorer import Scorer
 from subfit.selector import Selector
 
-INTERFACES: dict[str, type] = {"scorers": Scorer, "selectors": Selector, "bypasses": Bypass}
+INTERFACES: dict[str, type] = {"scorers": Scorer, "selectors": Selector, "bypasses": Substitute}
 PLUGIN = "subfit_plugin_"  # begins the module name of a plug-in file
 OPTIONS = {"scorer": "scorers", "selector": "selectors", "attention_bypass": "bypasses", "ffn_bypass": "bypasses"}
 
@@ -94,9 +95,6 @@ def _find(kind: str, name: str) -> type | None:
 
 def _missing(found: type) -> list[str]:
     """The methods that a strategy must define, and does not."""
-    if issubclass(found, Bypass):
-        needed = "fit_layer" if found.needs == "layer" else "fit"
-        return [needed] if getattr(found, needed) is getattr(Bypass, needed) else []
     return sorted(getattr(found, "__abstractmethods__", ()))
 
 
@@ -141,12 +139,27 @@ def make(kind: str, given: Any) -> Any:
         return given
     given = {"class_path": given} if isinstance(given, str) else given
     found = find(kind, given["class_path"])
+    hints = typing.get_type_hints(vars(found).get("__init__", object))
+    arguments = {name: _made(hints.get(name), value) for name, value in given.get("init_args", {}).items()}
     try:
-        return found(**given.get("init_args", {}))
+        return found(**arguments)
     except TypeError as error:
         takes = ", ".join(str(p) for p in inspect.signature(found).parameters.values())
         place = "" if found.__module__.startswith("subfit.strategies.") else f" ({where(found)})"
         raise SubFitError(f"{given['class_path']}: {error}; it takes ({takes}){place}") from error
+
+
+def _made(hint: Any, value: Any) -> Any:
+    """An argument of a strategy, with what the hint says to be a strategy made from its name."""
+    kinds = [kind for kind, base in INTERFACES.items() if inspect.isclass(hint) and issubclass(hint, base)]
+    if kinds:
+        return make(kinds[0], value)
+    inner = typing.get_args(hint)
+    if isinstance(value, list) and inner:
+        return [_made(inner[0], item) for item in value]
+    if isinstance(value, dict) and len(inner) == 2:
+        return {key: _made(inner[1], item) for key, item in value.items()}
+    return value
 
 
 def _module_from(path: Path) -> ModuleType:

@@ -73,7 +73,7 @@ class SharedState:
             return _remembered(calibration, scorer, whole["scorer"], self._scorers_beside(whole))
 
         with open_log(options.logger, whole, group=self._folder.absolute().parent.name) as log:
-            switches, record = fit_recipe(calibration, options, score)
+            switches, record = fit_recipe(calibration, options, options.seed, score)
             try:
                 tune(calibration, switches, options, record, log)
                 record["size"] = sizes(calibration, switches)
