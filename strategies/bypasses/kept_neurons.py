@@ -105,8 +105,8 @@ def _per_neuron(site: Site) -> int:
 def low_rank_beside(c: Centred, chosen: Tensor, width: int, rank: int, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
     """Returns A (d, rank), B (rank, d) and V (n, d) that minimise E|y - x A B - z V|^2 + penalties, over centred tokens.
 
-    For a given A B, V is the ridge regression of what it leaves. What is then left is a quadratic form of A B in the metric of
-    x without what z explains (its Schur complement), so that A B is the reduced-rank regression in this metric.
+    For a given A B, V is the ridge regression of what it leaves. What is then left is a quadratic form of A B in the metric
+    of x without what z explains (its Schur complement), so that A B is the reduced-rank regression in this metric.
 
     Args:
         c: of the features (x, all z) and the targets.
