@@ -9,7 +9,8 @@ from subfit import Bypass
 from subfit.calibration.moments import Moments
 from subfit.fitting.layers import linear_layer
 from subfit.fitting.regression import centre, least_squares
-from subfit.model.submodules import Branch, Site
+from subfit.model.activations import Branch
+from subfit.model.submodules import Site
 
 
 class FullLinear(Bypass):
@@ -37,7 +38,8 @@ from torchmetrics import Metric
 
 from subfit.calibration.moments import StreamingMoments
 from subfit.errors import SubFitError, where
-from subfit.model.submodules import Activations, Branch, Site
+from subfit.model.activations import Activations, Branch
+from subfit.model.submodules import Site
 from subfit.strategy import Strategy
 
 Reads = Literal["input", "stream", "nothing"]

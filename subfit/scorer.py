@@ -29,7 +29,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from subfit.errors import SubFitError, attribute_errors_to, where
-from subfit.model.submodules import Activations, Branch, Site
+from subfit.model.activations import Activations, Branch
+from subfit.model.submodules import Site
 from subfit.strategy import Strategy
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from subfit import registry
 from subfit.calibration.moments import Moments, StreamingMoments
 from subfit.fitting.statistics import Pairs, StreamingPairs
 from subfit.fitting.substitutes import Assignment, FoldedMap
-from subfit.model.submodules import Branch, Site
+from subfit.model.activations import Branch
+from subfit.model.submodules import Site
 
 D = 12
 

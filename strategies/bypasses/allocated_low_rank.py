@@ -10,7 +10,8 @@ from subfit.calibration.moments import Moments
 from subfit.errors import SubFitError
 from subfit.fitting.layers import linear_layer
 from subfit.fitting.regression import allocate_ranks, centre, rank_gains, reduced_rank
-from subfit.model.submodules import Branch, Site
+from subfit.model.activations import Branch
+from subfit.model.submodules import Site
 
 
 class AllocatedLowRank(Bypass):

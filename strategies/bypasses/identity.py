@@ -3,8 +3,9 @@
 from torch import nn
 
 from subfit.bypass import Bypass
+from subfit.model.activations import Branch
 from subfit.model.modeling_subfit import Zero
-from subfit.model.submodules import Branch, Site
+from subfit.model.submodules import Site
 
 
 class Identity(Bypass):

@@ -14,9 +14,10 @@ from subfit.calibration.moments import Moments
 from subfit.errors import SubFitError
 from subfit.fitting.layers import linear_layer
 from subfit.fitting.regression import Centred, centre, factors, ridged, whitener
+from subfit.model.activations import Activations, Branch
 from subfit.model.modeling_subfit import Product, Sum
 from subfit.model.processes import full_tensor
-from subfit.model.submodules import Activations, Branch, Site
+from subfit.model.submodules import Site
 
 ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (nn.SiLU, nn.GELU, lambda: nn.GELU(approximate="tanh"), nn.ReLU)
 Layer = tuple[Tensor, Tensor | None]  # weight (units, d), bias (units)
@@ -199,7 +200,7 @@ def _run(branch: Branch, tokens: int = 64) -> tuple[Tensor, list[Any], Tensor]:
                 stack.callback(module.register_forward_pre_hook(see).remove)
         last = branch.output_projection.register_forward_pre_hook(lambda its, args: hidden.append(args[0]))
         stack.callback(last.remove)
-        branch.core(x)
+        branch.run(x)
     return x[0].double(), layers, hidden[0].flatten(0, -2).double()
 
 

@@ -7,7 +7,8 @@ from subfit.bypass import Bypass
 from subfit.fitting.hadamard import hadamard
 from subfit.fitting.layers import linear_layer
 from subfit.fitting.statistics import Pairs, StreamingPairs
-from subfit.model.submodules import Branch, Site
+from subfit.model.activations import Branch
+from subfit.model.submodules import Site
 
 CHUNK = 4096  # tokens rotated at once
 

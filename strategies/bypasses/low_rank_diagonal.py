@@ -8,8 +8,9 @@ from subfit.bypass import Bypass
 from subfit.calibration.moments import Moments
 from subfit.fitting.layers import linear_layer, rank_for, scale_layer
 from subfit.fitting.regression import centre, diagonal_and_low_rank
+from subfit.model.activations import Branch
 from subfit.model.modeling_subfit import Sum
-from subfit.model.submodules import Branch, Site
+from subfit.model.submodules import Site
 
 
 class LowRankDiagonal(Bypass):

@@ -5,8 +5,9 @@ from torch import nn
 
 from subfit.bypass import Bypass
 from subfit.calibration.moments import Moments
+from subfit.model.activations import Branch
 from subfit.model.modeling_subfit import Constant
-from subfit.model.submodules import Branch, Site
+from subfit.model.submodules import Site
 
 
 class Mean(Bypass):

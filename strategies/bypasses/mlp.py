@@ -11,8 +11,9 @@ from subfit.fitting.gradient_fit import fit_by_gradient
 from subfit.fitting.layers import linear_layer, rank_for
 from subfit.fitting.regression import centre, reduced_rank
 from subfit.fitting.statistics import Pairs, StreamingPairs
+from subfit.model.activations import Branch
 from subfit.model.modeling_subfit import SwiGLU
-from subfit.model.submodules import Branch, Site
+from subfit.model.submodules import Site
 
 
 class MLP(Bypass):

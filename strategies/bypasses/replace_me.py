@@ -12,7 +12,7 @@ from subfit.fitting.layers import linear_layer
 from subfit.fitting.regression import least_squares, uncentred
 from subfit.fitting.statistics import Pairs, StreamingPairs
 from subfit.fitting.substitutes import FoldedMap
-from subfit.model.submodules import Branch
+from subfit.model.activations import Branch
 
 
 class ReplaceMe(FoldedMap):

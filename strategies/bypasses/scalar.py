@@ -8,7 +8,8 @@ from subfit.bypass import Bypass
 from subfit.calibration.moments import Moments
 from subfit.fitting.layers import scale_layer
 from subfit.fitting.regression import centre, scalar_weight
-from subfit.model.submodules import Branch, Site
+from subfit.model.activations import Branch
+from subfit.model.submodules import Site
 
 
 class Scalar(Bypass):

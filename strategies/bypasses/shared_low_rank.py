@@ -11,7 +11,8 @@ from subfit.bypass import Bypass
 from subfit.calibration.moments import Moments
 from subfit.fitting.layers import linear_layer, rank_for
 from subfit.fitting.regression import centre, least_squares, project, shared_basis
-from subfit.model.submodules import Branch, Site
+from subfit.model.activations import Branch
+from subfit.model.submodules import Site
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from subfit.calibration.capture import Calibration
 from subfit.calibration.moments import StreamingMoments
 from subfit.errors import SubFitError
 from subfit.fitting.regression import centre, ridged, whitener
-from subfit.model.submodules import Activations, Site
+from subfit.model.activations import Activations
+from subfit.model.submodules import Site
 from subfit.scorer import Scorer, Scores
 
 

@@ -7,7 +7,7 @@ import torch
 from tqdm.auto import tqdm
 
 from subfit.calibration.capture import Calibration
-from subfit.model.submodules import watch
+from subfit.model.activations import watch
 from subfit.scorer import Scorer, Scores
 
 

@@ -11,9 +11,10 @@ from tqdm.auto import tqdm
 
 from subfit.calibration.cache import Cache
 from subfit.errors import SubFitError
+from subfit.model.activations import Activations, Branch, watch
 from subfit.model.processes import shard_tokens
 from subfit.model.residual_stream import ResidualStream
-from subfit.model.submodules import Activations, Branch, Site, find_sites, watch
+from subfit.model.submodules import Site, find_sites
 
 
 class Calibration:

@@ -12,10 +12,11 @@ from subfit.errors import SubFitError, attribute_errors_to, where
 from subfit.fitting.regression import explained_variance
 from subfit.fitting.statistics import has_default_features
 from subfit.fitting.substitutes import FoldedMap
+from subfit.model.activations import Branch
 from subfit.model.folding import folded, output_projection
 from subfit.model.modeling_subfit import Constant, Scale
 from subfit.model.replacing import BypassReplacement, FoldedReplacement
-from subfit.model.submodules import Branch, Site
+from subfit.model.submodules import Site
 
 
 def fit_bypass(branch: Branch, bypass: Bypass, statistics: Any, shared: Any) -> BypassReplacement:

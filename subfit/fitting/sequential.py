@@ -13,11 +13,12 @@ from subfit.fitting.one_shot import shared_parts
 from subfit.fitting.replacements import fit_bypass, fit_folded_map
 from subfit.fitting.statistics import Collector
 from subfit.fitting.substitutes import FoldedMap, Plan, RetrainedLayer
+from subfit.model.activations import Activations, watch
 from subfit.model.folding import last_kept_ffn
 from subfit.model.processes import is_distributed
 from subfit.model.replacing import Replacement, RetrainedReplacement, switched_off
 from subfit.model.residual_stream import ResidualStream
-from subfit.model.submodules import Activations, Site, watch
+from subfit.model.submodules import Site
 
 Target = Literal["branch", "dense", "corrected"]
 

@@ -14,8 +14,9 @@ from subfit.bypass import Bypass, Statistics
 from subfit.calibration.cache import Cache
 from subfit.calibration.capture import Calibration
 from subfit.calibration.moments import Moments, StreamingMoments
+from subfit.model.activations import Activations
 from subfit.model.processes import all_gather_rows
-from subfit.model.submodules import Activations, Site
+from subfit.model.submodules import Site
 
 Done = Callable[[Site, Any], None]
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from subfit.bypass import Bypass, Statistics, Substitute
 from subfit.calibration.moments import StreamingMoments
-from subfit.model.submodules import Branch, Kind, Site
+from subfit.model.activations import Branch
+from subfit.model.submodules import Kind, Site
 
 S = TypeVar("S", bound=Substitute)
 Run = Callable[[nn.Module, Tensor], Tensor]

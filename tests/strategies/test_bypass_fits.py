@@ -14,7 +14,7 @@ from subfit import registry
 from subfit.errors import SubFitError
 from subfit.fitting import regression
 from subfit.fitting.hadamard import hadamard
-from subfit.model.submodules import Branch
+from subfit.model.activations import Branch
 from subfit.pipeline import compress_model
 from subfit.strategies.bypasses.at_cut import AtCut
 from subfit.strategies.bypasses.mlp import silu_one

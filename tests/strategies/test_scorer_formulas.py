@@ -14,7 +14,7 @@ from subfit import registry
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
 from subfit.fitting.one_shot import fit_one_shot
-from subfit.model.submodules import watch
+from subfit.model.activations import watch
 from subfit.scorer import Scorer
 from subfit.strategies.bypasses.identity import Identity
 from subfit.strategies.bypasses.linear import Linear
