@@ -33,6 +33,8 @@ def typed(hint: Any, value: Any, place: str, make: Make, default: Any = None) ->
     Raises:
         SubFitError: if the value does not fit.
     """
+    if hint in (Any, object):
+        return _untyped(value)
     if isinstance(value, Text):
         value = _from_text(hint, value)
     if not _fits(hint, value):
@@ -134,7 +136,9 @@ def describe(hint: Any) -> str:
         return " or ".join(str(value) for value in inner)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(member) for member in inner)
-    if _is_mapping(origin or hint) or dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint):
+        return f"a mapping of {', '.join(f.name for f in dataclasses.fields(hint) if f.init)}"
+    if _is_mapping(origin or hint):
         return "a mapping"
     if _is_sequence(origin or hint):
         return "a list"
@@ -152,6 +156,15 @@ def _of_union(members: list[Any], value: Any, place: str, make: Make, default: A
         except SubFitError as error:
             errors.append(error)
     raise errors[0]
+
+
+def _untyped(value: Any) -> Any:
+    """A value of any type, with what was typed in it as YAML."""
+    if isinstance(value, Text):
+        return _from_text(Any, value)
+    if isinstance(value, dict):
+        return {key: _untyped(item) for key, item in value.items()}
+    return [_untyped(item) for item in value] if isinstance(value, list) else value
 
 
 def _from_text(hint: Any, text: Text) -> Any:
