@@ -2,8 +2,6 @@ import importlib
 import inspect
 import json
 import re
-import types
-import typing
 from pathlib import Path
 
 import pytest
@@ -16,10 +14,10 @@ from subfit.strategies.scorers.kl import KL
 from subfit.strategies.selectors.per_type import PerType
 
 import subfit
-from subfit import api
 from subfit.cli.main import main
 from subfit.config import OPTIONS
 from subfit.options import declarations
+from subfit.options.typed import hints
 
 
 def test_compress_load_and_evaluate(model_folder, text_file, tmp_path):
@@ -61,19 +59,11 @@ def test_compress_has_a_signature_that_names_every_option():
     assert [name for name in parameters if name not in ("model", "tokenizer", "config")] == [
         o for o in OPTIONS if o != "model"
     ]
-    annotations = typing.get_type_hints(subfit.compress, vars(typing), vars(checked_only()))
-    assert annotations.keys() - {"return"} == parameters.keys()
+    assert hints(subfit.compress).keys() - {"return"} == parameters.keys()
     for name in parameters:
         assert re.search(rf"^ {{4,8}}{name}: ", subfit.compress.__doc__, re.MULTILINE), name
     with pytest.raises(TypeError, match="sparsty"):
         subfit.compress(sparsty=0.5)
-
-
-def checked_only():
-    """The names that only a type checker imports in `subfit.api`."""
-    source = declarations.read(Path(inspect.getfile(api)))
-    found = {name: getattr(importlib.import_module(module), original) for name, (module, original) in source.imports.items()}
-    return types.SimpleNamespace(**found)
 
 
 def test_what_an_editor_sees_of_subfit_is_what_there_is():

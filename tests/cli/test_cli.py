@@ -326,3 +326,11 @@ def test_a_terminated_ablation_says_that_finished_cells_are_kept(model_folder, t
     assert process.returncode == 128 + signal.SIGTERM
     assert "subfit ablate: terminated; finished cells are kept" in shown and "nothing was written" not in shown
     assert json.loads(rows.read_text().splitlines()[0])["status"] == "done"
+
+
+def test_the_environment_is_as_before_a_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    before = dict(os.environ)
+    assert main(["ablate", "missing.yaml", "--output", "runs"]) == 2
+    assert dict(os.environ) == before
