@@ -8,16 +8,16 @@ import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer, tiny_tokens
 from safetensors.torch import load_file
-from subfit.strategies.bypasses.low_rank import LowRank
-from subfit.strategies.bypasses.shared_low_rank import SharedLowRank
-from subfit.strategies.scorers.kl import KL
-from subfit.strategies.selectors.per_type import PerType
 
 import subfit
 from subfit.cli.main import main
 from subfit.config import OPTIONS
 from subfit.options import declarations
 from subfit.options.typed import hints
+from subfit.strategies.bypasses.low_rank import LowRank
+from subfit.strategies.bypasses.shared_low_rank import SharedLowRank
+from subfit.strategies.scorers.kl import KL
+from subfit.strategies.selectors.per_type import PerType
 
 
 def test_compress_load_and_evaluate(model_folder, text_file, tmp_path):

@@ -1,11 +1,11 @@
 import json
 
 import pytest
-from subfit.strategies.bypasses.low_rank import LowRank
 
 from subfit import registry
 from subfit.errors import SubFitError
 from subfit.registry import finding
+from subfit.strategies.bypasses.low_rank import LowRank
 
 PLUGIN = """
 from subfit.bypass import Bypass
@@ -15,7 +15,7 @@ class Doubled(Bypass):
     def __init__(self, times: int = 2):
         self.times = times
 
-    def fit(self, site, moments, common):
+    def fit(self, branch, moments, shared):
         return nn.Identity()
 """
 

@@ -65,7 +65,7 @@ class SharedState:
 
     def _run(self, configuration: dict[str, Any]) -> dict[str, Any]:
         options = resolve(configuration)
-        recipe, whole = options.seeded_recipe(), configuration_of(options)
+        whole = configuration_of(options)
         torch.manual_seed(options.seed)
         calibration, comparisons = self._data(options)
         dense = self._latest("tasks", "", self._accuracies)
@@ -74,9 +74,9 @@ class SharedState:
             return _remembered(calibration, scorer, whole["scorer"], self._scorers_beside(whole))
 
         with open_log(options.logger, whole, group=self._folder.absolute().parent.name) as log:
-            switches, record = fit_recipe(calibration, recipe, score)
+            switches, record = fit_recipe(calibration, options.recipe, options.seed, score)
             try:
-                tune(calibration, switches, recipe, record, log)
+                tune(calibration, switches, options.recipe, record, log)
                 record["size"] = sizes(calibration, switches)
                 with timed(record["seconds"], "evaluate"):
                     record["texts"] = {name: comparison.measure(switches) for name, comparison in comparisons.items()}

@@ -16,7 +16,7 @@ from subfit.registry.declared import Entry, declared, entries_of
 INTERFACES = {
     "scorers": "subfit.scorer.Scorer",
     "selectors": "subfit.selector.Selector",
-    "bypasses": "subfit.bypass.Bypass",
+    "bypasses": "subfit.bypass.Substitute",
 }
 WORDS = {"scorers": "scorer", "selectors": "selector", "bypasses": "bypass"}
 
@@ -136,11 +136,6 @@ def _find(kind: str, name: str) -> type | None:
 
 def _missing(found: type) -> list[str]:
     """The methods that a strategy must define, and does not."""
-    from subfit.bypass import Bypass
-
-    if issubclass(found, Bypass):
-        needed = "fit_layer" if found.needs == "layer" else "fit"
-        return [needed] if getattr(found, needed) is getattr(Bypass, needed) else []
     return sorted(getattr(found, "__abstractmethods__", ()))
 
 
