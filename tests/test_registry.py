@@ -50,10 +50,10 @@ def test_names_are_listed_without_importing():
 @pytest.mark.parametrize(
     ("kind", "given", "message"),
     [
-        ("bypasses", "low_rnk", "unknown bypass 'low_rnk'; did you mean 'low_rank'\\? available: .*identity, linear"),
+        ("bypasses", "low_rnk", "unknown bypass 'low_rnk'; did you mean 'low_rank'\\? available: .*identity, .*linear"),
         ("scorers", "zzz", "unknown scorer 'zzz'; available: "),
         ("bypasses", "missing.py", "plug-in file missing.py does not exist"),
-        ("bypasses", "torch.nn.Linear", "must define a Bypass Linear"),
+        ("bypasses", "torch.nn.Linear", "must define a Substitute Linear"),
         ("bypasses", "no_such_package.Thing", "cannot be imported: ModuleNotFoundError"),
         ("selectors", {"class_path": "greedy", "init_args": {"pool": 0.5}}, "pool is 0.5; both must be at least 1"),
         (
