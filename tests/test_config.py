@@ -185,3 +185,8 @@ def test_what_is_wrong_is_one_line_that_is_the_same_from_python_from_a_file_and_
             resolve(source)
         said = str(caught.value).replace("'1.5'", "1.5").replace("'1'", "1")  # a text is quoted
         assert message in said and "\n" not in said
+
+
+def test_options_are_named_by_strings():
+    with pytest.raises(SubFitError, match="1 is no option; options are named by strings"):
+        resolve({1: 2})

@@ -4,7 +4,7 @@ import difflib
 import importlib
 import inspect
 from functools import cache
-from importlib.metadata import EntryPoints, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 
@@ -48,10 +48,7 @@ def entries(kind: str) -> list[Entry]:
     """Returns all strategies of a kind by name, without importing them; helper files are none."""
     own = [entry for file in _own_files(kind) for entry in entries_of(file, INTERFACES[kind], file.stem)]
     added = [entry for path in _plugins for entry in _entries_of_plugin(kind, path)]
-    installed = []
-    for point in _entry_points(kind):
-        file = file_of(point.module)
-        installed.append(Entry(point.name, read(file).classes.get(point.attr) if file else None))
+    installed = [entry for point in _entry_points(kind) for entry in _entries_of_package(kind, point)]
     return sorted({entry.name: entry for entry in [*own, *installed, *added]}.values(), key=lambda entry: entry.name)
 
 
@@ -95,6 +92,16 @@ def name_of(found: type) -> str:
 @cache
 def _entry_points(kind: str) -> EntryPoints:
     return entry_points(group=f"subfit.{kind}")
+
+
+def _entries_of_package(kind: str, point: EntryPoint) -> list[Entry]:
+    """The strategy that an installed package names; without a description if its source is not where it was installed."""
+    file = file_of(point.module) if "." not in point.module else None  # a package would be imported
+    if file is None and point.dist is not None:
+        place = Path(str(point.dist.locate_file(point.module.replace(".", "/"))))
+        file = next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+    found = entries_of(file, INTERFACES[kind], point.name, point.attr) if file else []
+    return found or [Entry(point.name)]
 
 
 def _own_files(kind: str) -> list[Path]:
