@@ -169,7 +169,7 @@ BAD = {
     "protect": ([1], "protect[0] is 1; it must be a string"),
     "calibration.widows": (3, "calibration: unknown option 'widows'; did you mean 'windows'?"),
     "calibration.windows": ("few", "calibration.windows is 'few'; it must be a whole number"),
-    "finetune.trainer.max_stps": (3, "finetune.trainer: unknown option 'max_stps'; did you mean 'max_steps'?"),
+    "finetune.lora.rnk": (3, "finetune.lora: unknown option 'rnk'; did you mean 'rank'?"),
     "ffn_bypass": ("shared_lowrank", "ffn_bypass: unknown bypass 'shared_lowrank'; did you mean 'shared_low_rank'?"),
     "ffn_bypass.rang": (3, "ffn_bypass shared_low_rank: unknown option 'rang'; did you mean 'rank'?"),
     "ffn_bypass.rank": ("some", "ffn_bypass.rank is 'some'; it must be a whole number or auto"),

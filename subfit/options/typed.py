@@ -134,6 +134,8 @@ def describe(hint: Any) -> str:
         return simple[hint]
     if origin is Literal:
         return " or ".join(str(value) for value in inner)
+    if hint is Callable or origin is Callable:
+        return "a function or a class"
     if origin in (Union, types.UnionType):
         return " or ".join(describe(member) for member in inner)
     if dataclasses.is_dataclass(hint):
@@ -185,6 +187,8 @@ def _fits(hint: Any, value: Any) -> bool:
         return any(_fits(member, value) for member in inner)
     if origin is Literal:
         return any(value == allowed and type(value) is type(allowed) for allowed in inner)
+    if hint is Callable or origin is Callable:
+        return callable(value)
     if hint in (bool, int, float):
         return isinstance(value, (int, float) if hint is float else hint) and isinstance(value, bool) == (hint is bool)
     if hint is str or hint is Path:

@@ -272,7 +272,7 @@ def test_lists_and_help_import_nothing_heavy(tmp_path):
     for option in OPTIONS:
         if option != "finetune":
             assert f"  --{option}" in help_text, option
-    for option in ("finetune.trainer.max_steps", "finetune.lora.rank", "calibration.windows", "evaluation.column"):
+    for option in ("finetune.learning_rate", "finetune.lora.rank", "calibration.windows", "evaluation.column"):
         assert f"  --{option} VALUE\n      " in help_text
     assert "Share of the Attentions, and of the FeedForwards, to replace [0.25]" in help_text
     for command in ("evaluate", "benchmark", "ablate", "report"):

@@ -54,7 +54,17 @@ def test_what_is_typed_is_read_as_what_is_wanted(hint, text, value):
 
 @pytest.mark.parametrize(
     ("hint", "value"),
-    [(int, True), (int, "3"), (float, "3"), (bool, 1), (str, 3), (list[int], "12"), (dict[str, int], [1]), (Settings, 3)],
+    [
+        (int, True),
+        (int, "3"),
+        (float, "3"),
+        (bool, 1),
+        (str, 3),
+        (list[int], "12"),
+        (dict[str, int], [1]),
+        (Settings, 3),
+        (Callable[..., int] | None, 3),
+    ],
     ids=str,
 )
 def test_what_is_given_is_not_guessed_at(hint, value):
