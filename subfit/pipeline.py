@@ -4,19 +4,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from subfit.bypass import Substitute
 from subfit.calibration.capture import Calibration
+from subfit.config import Recipe
 from subfit.errors import SubFitError, attribute_errors_to, where
 from subfit.evaluation.comparison import Comparison
-from subfit.finetuning.fine_tune import FineTuning, fine_tune
-from subfit.fitting.budget import Budget, check_sparsity
-from subfit.fitting.costs import Unit, check_unit, flops_per_token
+from subfit.finetuning.fine_tune import fine_tune
+from subfit.fitting.budget import Budget
+from subfit.fitting.costs import flops_per_token
 from subfit.fitting.one_shot import fit_one_shot
-from subfit.fitting.sequential import Target, fit_sequential
+from subfit.fitting.sequential import fit_sequential
 from subfit.fitting.substitutes import plan_of
 from subfit.model.processes import broadcast, init_process_group
 from subfit.model.replacing import Replacement, Switch, check_replaceable, finalize, switched_off
@@ -26,46 +27,6 @@ from subfit.scorer import Scorer, Scores, score_sites
 from subfit.selector import Selector
 from subfit.strategy import with_seed
 from subfit.tracking.loggers import Log
-
-
-@dataclass(kw_only=True)
-class Recipe:
-    """What a compression does, apart from the model and the data.
-
-    Attributes:
-        scorer: gives every site a number, lower is safer to replace.
-        selector: chooses the sites.
-        attention_bypass: takes the place of each chosen Attention.
-        ffn_bypass: takes the place of each chosen FeedForward.
-        sparsity: share of the Attentions, and of the FeedForwards, to replace.
-        budget: what the sparsity is a share of: `submodules`, `parameters`, `kv_bytes`, `flops` or `latency`; of all but the
-            first, net of what the bypasses cost.
-        protect: sites never to replace, such as `ffn.11`, `layer.0` for both of a layer (`layer.-1` is the last), or `ffn`
-            for all of a type.
-        fitting: `one_shot` fits all bypasses on the dense model's stream; `sequential` in depth order, each on the stream
-            as the earlier ones have changed it.
-        target: what a sequential fit aims at: `branch`, what the branch would add to the changed stream; `dense`, what it
-            adds in the dense model; `corrected`, that and `correction` of what brings the changed stream back onto the
-            dense one. In a one-shot fit the three are the same.
-        correction: share of the streams' difference that the target `corrected` makes up for.
-        finetune: how the fitted bypasses are trained together afterwards; they are not, if not given.
-    """
-
-    scorer: Scorer
-    selector: Selector
-    attention_bypass: Substitute
-    ffn_bypass: Substitute
-    sparsity: float = 0.25
-    budget: Unit = "submodules"
-    protect: list[str] = field(default_factory=list)
-    fitting: Literal["one_shot", "sequential"] = "one_shot"
-    target: Target = "corrected"
-    correction: float = 1.0
-    finetune: FineTuning | None = None
-
-    def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
-        check_unit(self.budget)
 
 
 @dataclass

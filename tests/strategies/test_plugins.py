@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from subfit import registry
 from subfit.cli.main import main
+from subfit.registry import finding
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 SHOWN = next(text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "(StreamScorer)" in text)
@@ -50,7 +50,7 @@ def test_the_scorer_that_the_readme_shows(subfit, tmp_path, model_folder, text_f
     again = subfit("compress", "--config", "again.yaml", "--json")
     assert json.loads(again.stdout)["scores"] == record["scores"], again.stderr
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_plugins", {})
+    monkeypatch.setattr(finding, "_plugins", [])
     assert main(["list", "scorers", "--plugins=my_scorer.py", "--json"]) == 0
     assert "my_scorer" in [entry["name"] for entry in json.loads(capsys.readouterr().out)["scorers"]]
 
@@ -68,7 +68,7 @@ def test_a_dotted_path_and_an_installed_package(subfit, tmp_path, model_folder, 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["selected"] == ["attention.3", "ffn.3"]
     monkeypatch.syspath_prepend(str(installed))
-    monkeypatch.setattr(registry, "_entry_points", registry._entry_points.__wrapped__)  # which remembers
+    monkeypatch.setattr(finding, "_entry_points", finding._entry_points.__wrapped__)  # which remembers
     assert main(["compress", "--selector", "hers.Chosen", *map(str, common), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["selected"] == ["attention.3", "ffn.3"]
     assert main(["list", "selectors", "--json"]) == 0
