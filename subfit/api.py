@@ -29,7 +29,7 @@ from subfit.tracking.provenance import provenance
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from subfit.bypass import Bypass
+    from subfit.bypass import Substitute
     from subfit.fitting.costs import Unit
     from subfit.fitting.sequential import Target
     from subfit.scorer import Scorer
@@ -47,8 +47,8 @@ def compress(
     config: Source | Sequence[Source] = (),
     scorer: Scorer | str | Plain | None = None,
     selector: Selector | str | Plain | None = None,
-    attention_bypass: Bypass | str | Plain | None = None,
-    ffn_bypass: Bypass | str | Plain | None = None,
+    attention_bypass: Substitute | str | Plain | None = None,
+    ffn_bypass: Substitute | str | Plain | None = None,
     sparsity: float | None = None,
     budget: Unit | None = None,
     protect: Sequence[str] | None = None,
@@ -148,8 +148,9 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
     at_hand = time.perf_counter()
     tokens, held_out = tokens_of(options, model, tokenizer)
     sampled = time.perf_counter()
-    recipe = options.seeded_recipe()
-    compression = compress_model(model, tokens, recipe, evaluation=held_out, batch_size=options.batch_size, log=log)
+    compression = compress_model(
+        model, tokens, options.recipe, evaluation=held_out, batch_size=options.batch_size, seed=options.seed, log=log
+    )
     compression.tokenizer = tokenizer
     stages = {"load": at_hand - start, "data": sampled - at_hand}
     record = compression.record

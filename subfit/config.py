@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from subfit import registry
 from subfit.options.sources import merge, read_mapping, read_source, unfold
 from subfit.options.typed import check_known, typed
-from subfit.strategy import with_seed
 
 if TYPE_CHECKING:  # what they are in takes seconds to import, which help does not wait for
-    from subfit.bypass import Bypass
+    from subfit.bypass import Substitute
     from subfit.calibration.settings import Data, EvaluationData
     from subfit.finetuning.fine_tune import FineTuning
     from subfit.fitting.costs import Unit
@@ -40,7 +39,6 @@ DEFAULTS: dict[str, Any] = {  # of the options whose values are objects
     "calibration": {},
     "evaluation": {},
 }
-STRATEGIES = ("scorer", "selector", "attention_bypass", "ffn_bypass")
 SAME = "attention_bypass"  # as the `ffn_bypass`: the very bypass of the Attentions, so that all sites are one group
 
 
@@ -70,8 +68,8 @@ class Recipe:
 
     scorer: Scorer
     selector: Selector
-    attention_bypass: Bypass
-    ffn_bypass: Bypass
+    attention_bypass: Substitute
+    ffn_bypass: Substitute
     sparsity: float = 0.25
     budget: Unit = "submodules"
     protect: list[str] = field(default_factory=list)
@@ -129,11 +127,6 @@ class Options:
         """Raises SubFitError if a text file of the calibration or the evaluation is missing."""
         for data in (self.calibration, self.evaluation):
             data.check_files()
-
-    def seeded_recipe(self) -> Recipe:
-        """Returns the recipe, in which strategies that draw at random have the run's seed, unless they have their own."""
-        strategies = with_seed({name: getattr(self.recipe, name) for name in STRATEGIES}, self.seed)  # one object stays one
-        return dataclasses.replace(self.recipe, **strategies)
 
 
 RECIPE = tuple(f.name for f in dataclasses.fields(Recipe))

@@ -14,7 +14,7 @@ from conftest import recipe
 from subfit.calibration.capture import Calibration
 from subfit.calibration.data import read_tokens
 from subfit.calibration.settings import Data
-from subfit.fitting.sequential import fit_one_shot
+from subfit.fitting.one_shot import fit_one_shot
 from subfit.model.loading import load
 from subfit.pipeline import compress_model
 

@@ -24,6 +24,7 @@ from subfit.evaluation.zero_shot import score_task
 from subfit.model.replacing import Switch, check_replaceable, turn_off
 from subfit.pipeline import fit_recipe, sizes, timed, tune
 from subfit.scorer import Scorer
+from subfit.strategy import with_seed
 from subfit.tracking.loggers import open_log
 from subfit.tracking.provenance import provenance
 
@@ -69,16 +70,15 @@ class SharedState:
 
     def _run(self, options: Options) -> Record:
         torch.manual_seed(options.seed)
-        recipe = options.seeded_recipe()
         self._load(options)
         tokens, held_out = self._read(options)
         calibration = self._calibration(tokens, options.batch_size)
         comparisons = self._comparisons(held_out, options.seed)
         dense = self._latest("tasks", "", self._accuracies)
         with open_log(options.logger, configuration(options), group=self._folder.absolute().parent.name) as log:
-            switches, record = fit_recipe(calibration, recipe, partial(self._score, options))
+            switches, record = fit_recipe(calibration, options.recipe, options.seed, partial(self._score, options))
             try:
-                tune(calibration, switches, recipe, record, log)
+                tune(calibration, switches, options.recipe, record, log)
                 record["size"] = sizes(calibration, switches)
                 with timed(record["seconds"], "evaluate"):
                     record |= self._evaluate(switches, comparisons, dense)
@@ -134,7 +134,7 @@ class SharedState:
         """The scores of the sites; the scorers of other expected options on the same model and tokens share the pass."""
         same = ("model", "dtype", "device", "seed", "calibration", "batch_size")
         beside = [o for o in self._expected if all(getattr(o, name) == getattr(options, name) for name in same)]
-        return cached_scores(calibration, scorer, [other.seeded_recipe().scorer for other in beside])
+        return cached_scores(calibration, scorer, [with_seed(other.recipe.scorer, other.seed) for other in beside])
 
     def _evaluate(self, switches: list[Switch], comparisons: dict[str, Comparison], dense: list[Accuracies]) -> Record:
         """What the model, with the switches on, is worth on the texts and the tasks."""

@@ -10,7 +10,7 @@ from subfit import registry
 from subfit.benchmarking.compression_cost import compression_costs
 from subfit.benchmarking.random_weights import random_models
 from subfit.benchmarking.speed import Workload, check_comparable, compare_speed, setting
-from subfit.bypass import Bypass
+from subfit.bypass import Substitute
 from subfit.config import DEFAULTS, resolve
 from subfit.errors import SubFitError
 from subfit.model import checkpoint
@@ -26,8 +26,8 @@ def benchmark(
     reference: str | None = None,
     random_weights: str | None = None,
     sparsity: float = 0.25,
-    attention_bypass: Bypass | str | Mapping[str, Any] = DEFAULTS["attention_bypass"],
-    ffn_bypass: Bypass | str | Mapping[str, Any] = DEFAULTS["ffn_bypass"],
+    attention_bypass: Substitute | str | Mapping[str, Any] = DEFAULTS["attention_bypass"],
+    ffn_bypass: Substitute | str | Mapping[str, Any] = DEFAULTS["ffn_bypass"],
     workload: Workload | None = None,
     compile: bool = False,
     output: str | None = None,

@@ -2,11 +2,13 @@
 
 import argparse
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import yaml
 
 from subfit import registry
 from subfit.errors import SubFitError
-from subfit.options.sources import Text
+from subfit.options.sources import Text, parse
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,8 +21,8 @@ class Parser(argparse.ArgumentParser):
         raise SubFitError(message)
 
 
-def take(arguments: list[str], wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Text]], list[str]]:
-    """Returns the wanted options, each with its value, and all other arguments.
+def take(arguments: list[str], wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Returns the wanted options, each with its value, a `Text` or a mapping, and all other arguments.
 
     Raises:
         SubFitError: if an option has no value.
@@ -35,7 +37,7 @@ def take(arguments: list[str], wanted: Callable[[str], bool]) -> tuple[list[tupl
             value = next(following, "--")
             if value.startswith("--"):
                 raise SubFitError(f"{option} needs a value")
-        taken.append((option[2:], Text(value)))
+        taken.append((option[2:], _value(value)))
     return taken, rest
 
 
@@ -50,3 +52,12 @@ def add_plugins(arguments: list[str]) -> list[str]:
 def document_plugins(parser: Parser) -> None:
     """Adds the option of `add_plugins` to the help."""
     parser.add_argument("--plugins", metavar="FILE", help="A .py file with strategies; may be repeated.")
+
+
+def _value(text: str) -> Text | dict[str, Any]:
+    """What was typed; in braces, the mapping that it is."""
+    try:
+        found = parse(text) if text.startswith("{") else None
+    except yaml.YAMLError:
+        found = None
+    return found if isinstance(found, dict) else Text(text)

@@ -7,6 +7,8 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from types import FrameType
@@ -37,10 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, partial(_terminate, f"subfit {command}: terminated; {kept}"))
     debug = "--debug" in arguments
     rest = [argument for argument in arguments[1:] if argument != "--debug"]
-    if command == "ablate" or os.environ.get("RANK", "0") != "0":  # its table, or the first process, shows how far it is
-        os.environ.setdefault("TQDM_DISABLE", "1")
+    shown_elsewhere = command == "ablate" or os.environ.get("RANK", "0") != "0"  # in its table, or by the first process
     try:
-        code: int = import_module(f"subfit.cli.{command}").run(rest)
+        with _without_progress_bars() if shown_elsewhere else nullcontext():
+            code: int = import_module(f"subfit.cli.{command}").run(rest)
         sys.stdout.flush()
         return code
     except SubFitError as error:
@@ -59,6 +61,18 @@ def main(argv: list[str] | None = None) -> int:
         return 141  # as a process that the signal of a broken pipe ends
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Within the context, tqdm is told to show nothing; what the user has set holds."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
 
 
 def _terminate(message: str, number: int, frame: FrameType | None) -> None:

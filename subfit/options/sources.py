@@ -10,10 +10,9 @@ from typing import Any
 import yaml
 
 from subfit.errors import SubFitError
-from subfit.options import declarations
 from subfit.strategy import Strategy
 
-PACKAGE = Path(declarations.__file__).parents[1]
+PACKAGE = Path(__file__).parents[1]
 PRESETS = (PACKAGE / "presets", PACKAGE.parent / "experiments")  # in an installation; beside the source
 
 
@@ -88,9 +87,14 @@ def unfold(source: Mapping[str, Any]) -> dict[str, Any]:
 
     A strategy's name and its arguments become one mapping: `ffn_bypass: linear` and `ffn_bypass.ridge: 0.5` are
     `ffn_bypass: {class_path: linear, init_args: {ridge: 0.5}}`.
+
+    Raises:
+        SubFitError: if a key is no string.
     """
     found: dict[str, Any] = {}
     for key, value in source.items():
+        if not isinstance(key, str):
+            raise SubFitError(f"{key!r} is no option; options are named by strings")
         for part in reversed(key.split(".")[1:]):
             value = {part: value}
         first = key.partition(".")[0]

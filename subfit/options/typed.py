@@ -33,6 +33,8 @@ def typed(hint: Any, value: Any, place: str, make: Make, default: Any = None) ->
     Raises:
         SubFitError: if the value does not fit.
     """
+    if hint in (Any, object):
+        return _untyped(value)
     if isinstance(value, Text):
         value = _from_text(hint, value)
     if not _fits(hint, value):
@@ -132,9 +134,13 @@ def describe(hint: Any) -> str:
         return simple[hint]
     if origin is Literal:
         return " or ".join(str(value) for value in inner)
+    if hint is Callable or origin is Callable:
+        return "a function or a class"
     if origin in (Union, types.UnionType):
         return " or ".join(describe(member) for member in inner)
-    if _is_mapping(origin or hint) or dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint):
+        return f"a mapping of {', '.join(f.name for f in dataclasses.fields(hint) if f.init)}"
+    if _is_mapping(origin or hint):
         return "a mapping"
     if _is_sequence(origin or hint):
         return "a list"
@@ -152,6 +158,15 @@ def _of_union(members: list[Any], value: Any, place: str, make: Make, default: A
         except SubFitError as error:
             errors.append(error)
     raise errors[0]
+
+
+def _untyped(value: Any) -> Any:
+    """A value of any type, with what was typed in it as YAML."""
+    if isinstance(value, Text):
+        return _from_text(Any, value)
+    if isinstance(value, dict):
+        return {key: _untyped(item) for key, item in value.items()}
+    return [_untyped(item) for item in value] if isinstance(value, list) else value
 
 
 def _from_text(hint: Any, text: Text) -> Any:
@@ -172,6 +187,8 @@ def _fits(hint: Any, value: Any) -> bool:
         return any(_fits(member, value) for member in inner)
     if origin is Literal:
         return any(value == allowed and type(value) is type(allowed) for allowed in inner)
+    if hint is Callable or origin is Callable:
+        return callable(value)
     if hint in (bool, int, float):
         return isinstance(value, (int, float) if hint is float else hint) and isinstance(value, bool) == (hint is bool)
     if hint is str or hint is Path:

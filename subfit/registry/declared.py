@@ -22,16 +22,18 @@ class Entry:
     problem: str | None = None
 
 
-def entries_of(path: Path, interface: str, name: str) -> list[Entry]:
+def entries_of(path: Path, interface: str, name: str, class_name: str | None = None) -> list[Entry]:
     """Returns the strategies that a file declares: by `name` if there is one, by `name:Class` if there are several.
 
     Args:
         path: the file.
         interface: the dotted path of the class that strategies extend.
-        name: what the file is called.
+        name: what the file, or the one class of interest, is called.
+        class_name: the class of interest; all that extend the interface, if not given.
     """
     try:
-        found = declared(path, interface)
+        classes = declarations.read(path).classes
+        found = declared(path, interface) if class_name is None else [classes[class_name]] if class_name in classes else []
         missing = declarations.missing_import(path)
     except (OSError, SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""

@@ -4,7 +4,7 @@ import difflib
 import importlib
 import inspect
 from functools import cache
-from importlib.metadata import EntryPoints, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +16,7 @@ from subfit.registry.declared import Entry, declared, entries_of
 INTERFACES = {
     "scorers": "subfit.scorer.Scorer",
     "selectors": "subfit.selector.Selector",
-    "bypasses": "subfit.bypass.Bypass",
+    "bypasses": "subfit.bypass.Substitute",
 }
 WORDS = {"scorers": "scorer", "selectors": "selector", "bypasses": "bypass"}
 
@@ -48,10 +48,7 @@ def entries(kind: str) -> list[Entry]:
     """Returns all strategies of a kind by name, without importing them; helper files are none."""
     own = [entry for file in _own_files(kind) for entry in entries_of(file, INTERFACES[kind], file.stem)]
     added = [entry for path in _plugins for entry in _entries_of_plugin(kind, path)]
-    installed = []
-    for point in _entry_points(kind):
-        file = file_of(point.module)
-        installed.append(Entry(point.name, read(file).classes.get(point.attr) if file else None))
+    installed = [entry for point in _entry_points(kind) for entry in _entries_of_package(kind, point)]
     return sorted({entry.name: entry for entry in [*own, *installed, *added]}.values(), key=lambda entry: entry.name)
 
 
@@ -97,6 +94,16 @@ def _entry_points(kind: str) -> EntryPoints:
     return entry_points(group=f"subfit.{kind}")
 
 
+def _entries_of_package(kind: str, point: EntryPoint) -> list[Entry]:
+    """The strategy that an installed package names; without a description if its source is not where it was installed."""
+    file = file_of(point.module) if "." not in point.module else None  # a package would be imported
+    if file is None and point.dist is not None:
+        place = Path(str(point.dist.locate_file(point.module.replace(".", "/"))))
+        file = next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+    found = entries_of(file, INTERFACES[kind], point.name, point.attr) if file else []
+    return found or [Entry(point.name)]
+
+
 def _own_files(kind: str) -> list[Path]:
     folders = importlib.import_module("subfit.strategies").__path__
     return sorted(file for folder in folders for file in (Path(folder) / kind).glob("*.py") if file.name[0] != "_")
@@ -136,11 +143,6 @@ def _find(kind: str, name: str) -> type | None:
 
 def _missing(found: type) -> list[str]:
     """The methods that a strategy must define, and does not."""
-    from subfit.bypass import Bypass
-
-    if issubclass(found, Bypass):
-        needed = "fit_layer" if found.needs == "layer" else "fit"
-        return [needed] if getattr(found, needed) is getattr(Bypass, needed) else []
     return sorted(getattr(found, "__abstractmethods__", ()))
 
 

@@ -112,7 +112,7 @@ def losses(bypass: str, precise: FineTuning):
     calibration = Calibration(tiny_model("gpt2").double(), tiny_tokens(30, 16))  # others have norms in float32
     made = recipe(selector=Given(["attention.1", "ffn.2"]), attention_bypass=bypass, ffn_bypass=bypass)
     replacements, _ = fit_recipe(calibration, made)
-    masters = MasterWeights(replacement.left for replacement in replacements)
+    masters = MasterWeights(replacement.bypass for replacement in replacements)
     module = Distillation(calibration.model, replacements, masters, precise, {})
     return masters, lambda: module._losses(tiny_tokens(2, 16, seed=1))[0], calibration.model
 
