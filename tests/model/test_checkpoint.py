@@ -150,11 +150,15 @@ class Curve(Base):
 
 
 class Curved(Bypass):
-    def fit(self, site, moments, common):
+    def fit(self, branch, moments, shared):
         {before}
         return {returned}
 """
-SOUND = {"constructor": "pass", "before": "pass", "returned": "Added(Curve(), nn.Linear(site.width, site.width))"}
+SOUND = {
+    "constructor": "pass",
+    "before": "pass",
+    "returned": "Added(Curve(), nn.Linear(branch.site.width, branch.site.width))",
+}
 
 
 def plugin(tmp_path, **changes):
@@ -189,7 +193,10 @@ def test_a_plugins_module_travels_with_what_it_needs_of_its_file(tmp_path):
             "missing 1 required positional argument: 'width'",
         ),
         (
-            {"before": "class Curve(nn.Linear):\n            pass", "returned": "Curve(site.width, site.width)"},
+            {
+                "before": "class Curve(nn.Linear):\n            pass",
+                "returned": "Curve(branch.site.width, branch.site.width)",
+            },
             r"Curve.*must be defined at the top level of a \.py file",
         ),
         (
@@ -211,7 +218,7 @@ def test_a_plugins_module_that_cannot_travel_is_refused_once_it_is_fitted(tmp_pa
     [
         ("made = Curve(); made.forward = lambda x: x; return made", "its logits differ by"),
         (
-            "made = nn.Linear(site.width, site.width); made.register_buffer('extra', torch.ones(1)); return made",
+            "made = nn.Linear(branch.site.width, branch.site.width); made.register_buffer('extra', torch.ones(1)); return made",
             "its weight .*extra differs",
         ),
     ],
