@@ -16,13 +16,12 @@ from subfit import registry
 from subfit.calibration.data import EVALUATION_SEED, Data, EvaluationData, read_tokens
 from subfit.errors import SubFitError
 from subfit.evaluation.evaluate import evaluate
-from subfit.finetuning.fine_tune import FineTuning, TrainerFlags
-from subfit.finetuning.lora import LoRA
+from subfit.finetuning.settings import FineTuning, LoRA
 from subfit.model import checkpoint
 from subfit.model.loading import device_of, load
 from subfit.model.processes import init_process_group, shard_model
 from subfit.pipeline import Compression, Recipe, compress_model
-from subfit.tracking.loggers import Log, LoggerName, open_log
+from subfit.tracking.loggers import Log, open_log
 from subfit.tracking.plots import draw_scores
 
 __all__ = ["Options", "SubFitError", "compress", "evaluate", "list_strategies", "load"]
@@ -45,8 +44,8 @@ class Options(Recipe):
         batch_size: windows run at once.
         fsdp: whether the processes that torchrun has started divide the weights of the decoder layers among them, for models
             that do not fit on one device.
-        logger: where the run is logged: `none`; `csv`, files in the folder `<output>.run`; or `wandb`, Weights & Biases,
-            whose own settings hold.
+        logger: where the run is logged, one or a list: `none`; `csv` or `tensorboard`, files in the folder `<output>.run`;
+            `wandb` or `mlflow`, whose own settings hold; or a Logger of Lightning's, by `class_path` and `init_args`.
         log_checkpoint: whether Weights & Biases gets the saved model, too.
         resume: a `last.ckpt` in the folder `<output>.run` of an interrupted run, to go on from with its fine-tuning.
     """
@@ -60,7 +59,7 @@ class Options(Recipe):
     device: str = "auto"
     batch_size: int = 8
     fsdp: bool = False
-    logger: LoggerName = "none"
+    logger: list[Any] | dict[str, Any] | str | None = "none"
     log_checkpoint: bool = False
     resume: str | None = None
 
@@ -108,8 +107,6 @@ def options_from(given: dict[str, Any]) -> Options:
 
 def _group(name: str, group: Any, given: dict[str, Any]) -> Any:
     """An object of a class of options from plain data."""
-    if isinstance(given.get("trainer"), dict):
-        given = {**given, "trainer": _group(f"{name}.trainer", TrainerFlags, given["trainer"])}
     if isinstance(given.get("lora"), dict):
         given = {**given, "lora": _group(f"{name}.lora", LoRA, given["lora"])}
     try:

@@ -12,7 +12,7 @@ from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError, attribute_errors_to, where
 from subfit.evaluation.comparison import Comparison
-from subfit.finetuning.fine_tune import FineTuning, fine_tune
+from subfit.finetuning.settings import FineTuning
 from subfit.fitting.budget import Budget, check_sparsity
 from subfit.fitting.costs import Unit, check_unit, flops_per_token
 from subfit.fitting.sequential import Target, fit_one_shot, fit_sequential
@@ -128,6 +128,10 @@ def fit_recipe(
     Returns:
         The replacements, switched on, and the record of all this as plain data.
     """
+    if recipe.finetune is not None:
+        from subfit.finetuning.trainer import check_settings  # and Lightning, which takes seconds
+
+        check_settings(recipe.finetune, calibration.model)
     seconds: dict[str, float] = {}
     bypasses: dict[Kind, Bypass] = {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass}
     eligible = _eligible(calibration.sites, recipe.protect)
@@ -156,6 +160,8 @@ def fit_recipe(
 def tune(calibration: Calibration, switches: list[Switch], recipe: Recipe, record: dict[str, Any], log: Log) -> None:
     """Fine-tunes what was fitted, if the recipe says so, and adds to the record; see `fine_tune`."""
     if recipe.finetune is not None:
+        from subfit.finetuning.fine_tune import fine_tune  # and Lightning, which takes seconds
+
         with timed(record["seconds"], "finetune"):
             record["finetune"] = fine_tune(calibration, switches, recipe.finetune, log)
 

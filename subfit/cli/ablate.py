@@ -14,7 +14,7 @@ from rich.text import Text
 from subfit.ablation import runner as ablation
 from subfit.ablation.grid import Cell
 from subfit.config import Parser, add_plugins, without_plugins
-from subfit.tracking.loggers import TableLog
+from subfit.tracking.wandb_runs import TableLog
 
 SHOWN = 20  # rows of the live table
 STYLES = {"done": "green", "failed": "red", "running": "yellow", "elsewhere": "dim"}
