@@ -5,7 +5,7 @@ import inspect
 import platform
 import re
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -208,7 +208,14 @@ def _fingerprint(tokens: Tensor) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """An argument as plain data: its fields or, for a strategy given as an object, its class."""
-    if isinstance(value, str | int | float | dict | list | None):
+    """An argument as plain data: its fields or, for an object of another kind, such as a strategy, its class."""
+    if isinstance(value, str | int | float | None):
         return value
-    return asdict(value) if isinstance(value, Data | FineTuning) else f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, dict):
+        return {key: _plain(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inside) for inside in value]
+    if isinstance(value, Data | FineTuning | LoRA):
+        return _plain(vars(value))
+    found = value if hasattr(value, "__qualname__") else type(value)
+    return f"{found.__module__}.{found.__qualname__}"

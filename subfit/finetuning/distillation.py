@@ -100,7 +100,7 @@ class Distillation(LightningModule):
             raise SubFitError(f"the gradient of step {step} has NaN or infinite values; try a lower learning_rate")
 
     def configure_optimizers(self) -> Any:
-        return optimizers(self._settings, self.master_weights.parameters(), self.trainer.max_steps)
+        return optimizers(self._settings, self.master_weights.parameters(), self.trainer)
 
     def teardown(self, stage: str) -> None:
         self.restore(self.master_weights.values())

@@ -6,9 +6,9 @@ from math import cos, pi
 from pydoc import locate
 from typing import Any
 
-import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from subfit.finetuning.settings import FineTuning
 from subfit.parsing import instantiate, parse_value
@@ -60,11 +60,13 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
     return (1 + cos(pi * (step - rising) / max(steps - rising, 1))) / 2
 
 
-def optimizers(settings: FineTuning, parameters: Any, steps: int) -> dict[str, Any]:
+def optimizers(settings: FineTuning, parameters: Any, trainer: Trainer) -> dict[str, Any]:
     """Returns what `LightningModule.configure_optimizers` does."""
     optimizer = optimizer_callable(settings)(parameters)
-    scheduler = lr_scheduler_callable(settings, steps)(optimizer)
+    scheduler = lr_scheduler_callable(settings, trainer.max_steps)(optimizer)
     schedule: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
-    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):  # strict: nothing is known before the first look
+    if isinstance(scheduler, ReduceLROnPlateau):  # a step after each evaluation, of which a plain Trainer may have none yet
+        every = trainer.val_check_interval
         schedule |= {"monitor": getattr(scheduler, "monitor", "validation/kl"), "strict": False}
+        schedule["frequency"] = every if isinstance(every, int) else 1
     return {"optimizer": optimizer, "lr_scheduler": schedule}

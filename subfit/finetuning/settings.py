@@ -73,8 +73,8 @@ class FineTuning:
         optimizer: a class of optimisers, or a function from parameters to an optimiser. A class is given `learning_rate` and
             `weight_decay`, unless its `init_args` have `lr` and `weight_decay`. AdamW, if not given.
         lr_scheduler: a class of schedules, or a function from an optimiser to one; it makes a step after each step of the
-            optimiser. A ReduceLROnPlateau follows the latest `validation/kl`. If not given, the learning rate rises during
-            `warmup` and falls to 0 along a cosine.
+            optimiser, a ReduceLROnPlateau after each evaluation of the held-out windows (`validation/kl`). If not given, the
+            learning rate rises during `warmup` and falls to 0 along a cosine.
         learning_rate: the highest.
         weight_decay: of the optimiser.
         warmup: share of the steps in which the learning rate rises; for the default schedule.

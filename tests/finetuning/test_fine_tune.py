@@ -56,21 +56,6 @@ def same(one, other) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
 
 
-@pytest.fixture
-def spoilt(monkeypatch):
-    """Closed-form fits with noise on them, so that there is something to gain."""
-    from subfit import pipeline
-
-    def fit(*args, **kwargs):
-        replacements, record = fit_recipe(*args, **kwargs)
-        generator = torch.Generator().manual_seed(0)
-        for p in dict.fromkeys(p for r in replacements for p in r.bypass.parameters()):
-            p.data += p.std(correction=0) * torch.randn(p.shape, generator=generator).to(p.dtype)
-        return replacements, record
-
-    monkeypatch.setattr(pipeline, "fit_recipe", fit)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_divergence_falls_and_only_the_bypasses_change(family, spoilt):
     after = tuned(settings(), family=family)
