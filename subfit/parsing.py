@@ -35,13 +35,10 @@ def instantiate(kind: Any, value: Any, place: str) -> Any:
     """Returns the object that a value stands for; see `parse_value`.
 
     Raises:
-        SubFitError: if the value does not fit the type, or its class needs a package that is not installed.
+        SubFitError: if the value does not fit the type.
     """
     parser, parsed = _parsed(kind, value, place)
-    try:
-        return parser.instantiate(parsed)["value"]
-    except ImportError as error:
-        raise SubFitError(f"{place}: {' '.join(str(error).split())}") from error
+    return parser.instantiate(parsed)["value"]
 
 
 def _parsed(kind: Any, value: Any, place: str) -> tuple[_Parser, Namespace]:

@@ -16,7 +16,7 @@ from subfit.evaluation.comparison import Comparison
 from subfit.finetuning.callbacks import KeepBest, Progress
 from subfit.finetuning.data_module import DistillationData, held_out
 from subfit.finetuning.distillation import Distillation
-from subfit.finetuning.isolation import interruptible, processes_of, quiet
+from subfit.finetuning.isolation import interruptible, kept_open, processes_of, quiet
 from subfit.finetuning.lora import Adapters
 from subfit.finetuning.resuming import LastState, check_state, run_identity
 from subfit.finetuning.settings import FineTuning, LoRA
@@ -79,7 +79,7 @@ def _train(
             check_state(log.resume, identity)
         if log.folder is not None:
             callbacks.append(LastState(log.folder, identity))
-    with quiet(), interruptible(), processes_of(settings.trainer["strategy"]):
+    with quiet(), interruptible(), kept_open(log.loggers), processes_of(settings.trainer["strategy"]):
         trainer = make_trainer(settings, calibration.device, callbacks, log.loggers)
         if log.resume is None:
             trainer.validate(module, datamodule=data, verbose=False)

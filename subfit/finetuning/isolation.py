@@ -1,4 +1,4 @@
-"""Contexts that leave a process as it was, whatever Lightning does in it."""
+"""Contexts that leave a process, and what a run logs with, as they were, whatever Lightning does in it."""
 
 import logging
 import signal
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.loggers import Logger
 
 from subfit.model.processes import destroy_process_group
 
@@ -38,6 +39,18 @@ def interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from None
         raise
+
+
+@contextmanager
+def kept_open(loggers: list[Logger]) -> Iterator[None]:
+    """Within the context, a Trainer does not end loggers, as it does after each of its calls: the run goes on."""
+    for logger in loggers:
+        vars(logger)["finalize"] = lambda status: None
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            del vars(logger)["finalize"]
 
 
 @contextmanager
