@@ -43,7 +43,7 @@ class KeepBest(Callback):
         kl = float(trainer.callback_metrics["validation/kl"])
         training = sum(self._losses) / len(self._losses) if self._losses else None
         self._losses = []
-        if self._best.look(kl):
+        if self._best.update(kl):
             self.step = trainer.global_step
         ratio = exp(float(trainer.callback_metrics["validation/log_ratio"]))
         self.curve.append({"step": trainer.global_step, "training_loss": training, "kl": kl, "ratio": ratio})

@@ -34,7 +34,7 @@ class DistillationData(LightningDataModule):
         if len(tokens) < 2:
             raise SubFitError(f"{len(tokens)} calibration windows; fine-tuning needs one to train on, and one to judge by")
         held = held_out(len(tokens))
-        self.held_out, self.kept = tokens[held], tokens[~held]
+        self.validation_windows, self.training_windows = tokens[held], tokens[~held]
         self._batch_size, self._seed = batch_size, seed
 
     def train_dataloader(self) -> DataLoader[Tensor]:
@@ -46,11 +46,13 @@ class DistillationData(LightningDataModule):
         if self._batch_size % processes:
             raise SubFitError(f"batch_size is {self._batch_size}; {processes} processes cannot share it equally")
         batches = trainer.max_steps * trainer.accumulate_grad_batches
-        order = BatchOrder(len(self.kept), self._batch_size, batches, self._seed, done, trainer.global_rank, processes)
-        return DataLoader(self.kept, batch_sampler=order)  # type: ignore[arg-type]  # rows of a tensor
+        order = BatchOrder(
+            len(self.training_windows), self._batch_size, batches, self._seed, done, trainer.global_rank, processes
+        )
+        return DataLoader(self.training_windows, batch_sampler=order)  # type: ignore[arg-type]  # rows of a tensor
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        return DataLoader(self.held_out, batch_size=self._batch_size)  # type: ignore[arg-type]  # rows of a tensor
+        return DataLoader(self.validation_windows, batch_size=self._batch_size)  # type: ignore[arg-type]  # rows of a tensor
 
 
 def held_out(windows: int) -> Tensor:

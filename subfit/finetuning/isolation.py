@@ -50,7 +50,7 @@ def kept_open(loggers: list[Logger]) -> Iterator[None]:
         yield
     finally:
         for logger in loggers:
-            del vars(logger)["finalize"]
+            vars(logger).pop("finalize", None)
 
 
 @contextmanager

@@ -7,14 +7,14 @@ T = TypeVar("T")
 
 
 class BestState(Generic[T]):
-    """The state with the lowest error so far; the one at the start, which `look` is told of first, counts too.
+    """The state with the lowest error so far; the one at the start, which `update` is told of first, counts too.
 
     Args:
         copy: returns a copy of the present state.
 
     Attributes:
         state: the best state.
-        lowest: its error, None before the first `look`.
+        lowest: its error, None before the first `update`.
     """
 
     def __init__(self, copy: Callable[[], T]):
@@ -22,7 +22,7 @@ class BestState(Generic[T]):
         self.state = copy()
         self.lowest: float | None = None
 
-    def look(self, error: float) -> bool:
+    def update(self, error: float) -> bool:
         """Keeps the present state if its error is the lowest, which NaN never is; returns whether it was kept."""
         if self.lowest is None:
             self.lowest = error

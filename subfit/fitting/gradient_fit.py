@@ -47,7 +47,7 @@ def fit_by_gradient(
         return sum(float(loss(inputs[part], targets[part])) * len(part) for part in parts) / len(held)
 
     best = BestState(lambda: copy.deepcopy(module.state_dict()))
-    best.look(held_out())
+    best.update(held_out())
     optimizer = torch.optim.AdamW(module.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     for step in trange(1, steps + 1, desc="train", unit="step", leave=False):
@@ -57,5 +57,5 @@ def fit_by_gradient(
         optimizer.step()
         schedule.step()
         if step % max(steps // CHECKS, 1) == 0 or step == steps:
-            best.look(held_out())
+            best.update(held_out())
     module.load_state_dict(best.state)

@@ -72,7 +72,7 @@ def test_the_divergence_falls_and_only_the_bypasses_change(family, spoilt):
     assert all(p.grad is None for p in after.model.parameters())
 
 
-def test_in_bfloat16_the_masters_are_float32_and_the_result_is_bfloat16(spoilt):
+def test_in_bfloat16_the_master_weights_are_float32_and_the_result_is_bfloat16(spoilt):
     result = tuned(settings(), dtype=torch.bfloat16)
     assert result.record["finetune"]["kept"] == "fine-tuned"
     assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
@@ -103,20 +103,20 @@ def losses(bypass: str, precise: FineTuning):
 
 @pytest.mark.parametrize("bypass", TRAINABLE)
 def test_gradients_equal_finite_differences(bypass):
-    masters, loss = losses(bypass, FineTuning(kl=1.0, stream=0.5, next_token=0.3))
-    assert len(masters) and all(master.dtype == torch.float64 for master in masters)
+    trained, loss = losses(bypass, FineTuning(kl=1.0, stream=0.5, next_token=0.3))
+    assert len(trained) and all(weight.dtype == torch.float64 for weight in trained)
     generator, step = torch.Generator().manual_seed(0), 1e-5
     loss().backward()
-    for master in masters:
-        direction = torch.randn(master.shape, generator=generator, dtype=torch.float64)
+    for weight in trained:
+        direction = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
         ends = []
         for sign in (1, -1):
-            master.data += sign * step * direction
+            weight.data += sign * step * direction
             with torch.no_grad():
                 ends.append(float(loss()))
-            master.data -= sign * step * direction
+            weight.data -= sign * step * direction
         expected = (ends[0] - ends[1]) / (2 * step)
-        assert float((master.grad * direction).sum()) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+        assert float((weight.grad * direction).sum()) == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
 class Killed(BaseException):

@@ -1,6 +1,7 @@
 """Arguments of the Trainer, optimisers and schedules, from Python, YAML and the command line."""
 
 import csv
+import inspect
 import json
 
 import lightning
@@ -12,7 +13,7 @@ from conftest import recipe, tiny_model, tiny_tokens
 from subfit import api
 from subfit.cli.main import main
 from subfit.errors import SubFitError
-from subfit.finetuning.settings import FineTuning
+from subfit.finetuning.settings import OWNED, TRAINER, FineTuning
 from subfit.finetuning.trainer import check_settings
 from subfit.pipeline import compress_model
 
@@ -116,6 +117,24 @@ def test_objects_are_checked_and_kept():
     settings = FineTuning(trainer={"callbacks": [seen]})
     check_settings(settings)
     assert settings.trainer["callbacks"][0] is seen and settings.trainer["max_steps"] == 200
+
+
+def test_settings_as_they_were_recorded_before_keep_their_meaning():
+    flags = {"max_steps": 6, "val_check_interval": 3, "accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
+    flags |= {"precision": "32-true", "devices": 1, "strategy": "auto", "log_every_n_steps": 1}
+    losses = {"kl": 1.0, "stream": 0.0, "next_token": 0.0, "patience": None, "gradient_checkpointing": False, "lora": None}
+    record, seen = tuned(trainer=flags, learning_rate=0.001, weight_decay=0.0, warmup=0.05, batch_size=4, **losses)
+    assert [point["step"] for point in record["curve"]] == [0, 3, 6] and seen.trainer.accumulate_grad_batches == 2
+    assert isinstance(seen.optimizer, torch.optim.AdamW) and seen.trainer.gradient_clip_val == 1.0
+    assert FineTuning(trainer=flags) == FineTuning(
+        trainer={"max_steps": 6, "val_check_interval": 3, "accumulate_grad_batches": 2}
+    )
+
+
+def test_the_documentation_names_what_subfit_sets_itself():
+    known = inspect.signature(lightning.Trainer).parameters
+    assert all(name in known and name in FineTuning.__doc__ for name in OWNED)
+    assert all(name in known for name in TRAINER)
 
 
 def test_from_a_file_and_the_command_line(model_folder, text_file, tmp_path, monkeypatch, capsys):
