@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := build/demo
 
-.PHONY: demo test format clean
+.PHONY: demo test check fast real format clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,12 +18,18 @@ demo: $(READY)
 	rm -rf $(DEMO)
 	$(BIN)/subfit compress --config experiments/subfit.yaml --dtype bfloat16 --calibration.length 256 --output $(DEMO)
 
-test: $(READY)
+test: check fast real
+
+check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fast: $(READY)
 	$(BIN)/python -m pytest -m 'not real' --numprocesses 2 --dist loadfile
+
+real: $(READY)
 	$(BIN)/python -m pytest -m real
 
 format: $(READY)

@@ -8,10 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from subfit.api import compress, evaluate, list_strategies, load
+    from subfit.api import compress, evaluate, load
     from subfit.benchmarking.benchmark import benchmark
     from subfit.bypass import Bypass
     from subfit.errors import SubFitError
+    from subfit.registry.listing import list_strategies
     from subfit.scorer import Scorer, StreamScorer, TokenMean
     from subfit.selector import Selector
 
@@ -38,6 +39,7 @@ _MODULES = {
     "SubFitError": "errors",
     "TokenMean": "scorer",
     "benchmark": "benchmarking.benchmark",
+    "list_strategies": "registry.listing",
 }
 
 

@@ -1,80 +1,109 @@
 """What the command line runs, as functions: compress, evaluate, benchmark, load and list."""
 
+from __future__ import annotations
+
+import dataclasses
 import hashlib
-import inspect
 import platform
-import re
 import time
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from subfit import registry
 from subfit.calibration.data import EVALUATION_SEED, Data, EvaluationData, read_tokens
+from subfit.config import Options, Source, configuration, resolve
 from subfit.errors import SubFitError
 from subfit.evaluation.evaluate import evaluate
-from subfit.finetuning.settings import FineTuning, LoRA
+from subfit.finetuning.settings import FineTuning
 from subfit.model import checkpoint
 from subfit.model.loading import device_of, load
 from subfit.model.processes import init_process_group, shard_model
-from subfit.pipeline import Compression, Recipe, compress_model
+from subfit.pipeline import Compression, compress_model
+from subfit.registry.listing import list_strategies
 from subfit.tracking.loggers import Log, open_log
 from subfit.tracking.plots import draw_scores
+from subfit.tracking.records import FORMAT_VERSION
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from subfit.bypass import Substitute
+    from subfit.fitting.costs import Unit
+    from subfit.fitting.sequential import Target
+    from subfit.scorer import Scorer
+    from subfit.selector import Selector
 
 __all__ = ["Options", "SubFitError", "compress", "evaluate", "list_strategies", "load"]
 
-DEFAULTS = {"scorer": "subfit", "selector": "per_type", "attention_bypass": "low_rank", "ffn_bypass": "shared_low_rank"}
+Plain = Mapping[str, Any]
 
 
-@dataclass(kw_only=True)
-class Options(Recipe):
-    """A whole compression run.
-
-    Attributes:
-        model: hub name, local folder, `.gguf` file, or `smollm2-135m`, which is embedded and needs no hub.
-        output: folder to write the compressed model to; it must not exist. Nothing is written if not given.
-        calibration: tokens to score and fit on.
-        evaluation: tokens to compare the compressed model with the dense one on; no windows, no evaluation.
-        seed: seed of everything that is random.
-        dtype: data type of the model's weights; `auto` is the checkpoint's own, and float32 for a `.gguf` file.
-        device: torch device; `auto` is CUDA where there is one.
-        batch_size: windows run at once.
-        fsdp: whether the processes that torchrun has started divide the weights of the decoder layers among them, for models
-            that do not fit on one device.
-        logger: where the run is logged, one or a list: `none`; `csv` or `tensorboard`, files in the folder `<output>.run`;
-            `wandb` or `mlflow`, whose own settings hold; or a Logger of Lightning's, by `class_path` and `init_args`.
-        log_checkpoint: whether Weights & Biases gets the saved model, too.
-        resume: a `last.ckpt` in the folder `<output>.run` of an interrupted run, to go on from with its fine-tuning.
-    """
-
-    model: str = "smollm2-135m"
-    output: str | None = None
-    calibration: Data = field(default_factory=Data)
-    evaluation: EvaluationData = field(default_factory=EvaluationData)
-    seed: int = 0
-    dtype: str = "auto"
-    device: str = "auto"
-    batch_size: int = 8
-    fsdp: bool = False
-    logger: list[Any] | dict[str, Any] | str | None = "none"
-    log_checkpoint: bool = False
-    resume: str | None = None
-
-    def check_files(self) -> None:
-        """Raises SubFitError if a text file of the calibration or the evaluation is missing."""
-        for data in (self.calibration, self.evaluation):
-            data.check_files()
-
-
-def compress(**given: Any) -> Compression:
+def compress(
+    model: str | Path | PreTrainedModel | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    config: Source | Sequence[Source] = (),
+    scorer: Scorer | str | Plain | None = None,
+    selector: Selector | str | Plain | None = None,
+    attention_bypass: Substitute | str | Plain | None = None,
+    ffn_bypass: Substitute | str | Plain | None = None,
+    sparsity: float | None = None,
+    budget: Unit | None = None,
+    protect: Sequence[str] | None = None,
+    fitting: Literal["one_shot", "sequential"] | None = None,
+    target: Target | None = None,
+    correction: float | None = None,
+    finetune: FineTuning | Plain | None = None,
+    output: str | Path | None = None,
+    calibration: Data | Plain | None = None,
+    evaluation: EvaluationData | Plain | None = None,
+    seed: int | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+    fsdp: bool | None = None,
+    logger: Any = None,
+    log_checkpoint: bool | None = None,
+    resume: str | Path | None = None,
+) -> Compression:
     """Compresses a model, and saves it if there is an output folder.
 
+    What is None is as `config` says or, if that says nothing, at the default that `config.Recipe` and `config.Options` give
+    it. A strategy is an object, a name, or a mapping with `class_path` (a name) and `init_args`; the other groups of options
+    are objects or mappings. The `configuration` in the record makes the same run again: `compress(**configuration)`.
+
     Args:
-        given: the attributes of `Options`. A strategy is given as an object, as a name, or as a mapping with `class_path`
-            (a name) and `init_args`; `calibration`, `evaluation` and `finetune` as objects or as mappings.
+        model: hub name, local folder, `.gguf` file, or `smollm2-135m`, the embedded default; or a loaded model, which is
+            compressed in place, in its own data type and where it is.
+        tokenizer: the tokenizer of a loaded model.
+        config: a preset's name, a YAML or JSON file, a `compression.json`, or a mapping of options; of several, the later
+            wins, and the arguments of this function win over all.
+        scorer: gives every submodule a number, lower is safer to replace (`subfit`).
+        selector: chooses the submodules to replace (`per_type`).
+        attention_bypass: takes the place of each chosen Attention (`low_rank`).
+        ffn_bypass: takes the place of each chosen FeedForward (`shared_low_rank`); one object for both types is one group.
+        sparsity: share to replace, from 0 to below 1 (0.25).
+        budget: what the sparsity is a share of (`submodules`).
+        protect: submodules never to replace, such as `ffn.11`, `layer.0` or `ffn` (none).
+        fitting: `one_shot` (the default) or `sequential`.
+        target: what a sequential fit aims at: `branch`, `dense` or `corrected` (the default).
+        correction: share of the streams' difference that `corrected` makes up for (1.0).
+        finetune: how the fitted bypasses are trained together afterwards (not).
+        output: new folder to write the compressed model to (none).
+        calibration: tokens to score and fit on (64 windows of 512, sampled from the model).
+        evaluation: tokens to compare with the dense model on (16 windows, held out from those of the calibration).
+        seed: seed of everything that is random (0).
+        dtype: data type of the weights; `auto` (the default) is the checkpoint's own.
+        device: torch device; `auto` (the default) is CUDA where there is one.
+        batch_size: windows run at once (8).
+        fsdp: whether torchrun's processes divide the weights of the decoder layers among them (no).
+        logger: where the run is logged, one logger or a list: names, mappings with `class_path`, or objects (`none`).
+        log_checkpoint: whether the logger gets the saved model, too (no).
+        resume: the `last.ckpt` of an interrupted run, to go on from with its fine-tuning (none).
 
     Returns:
         The compressed model, its tokenizer, and the record that is also saved as `compression.json`.
@@ -82,69 +111,55 @@ def compress(**given: Any) -> Compression:
     Raises:
         SubFitError: if something is wrong that the user can mend.
     """
-    return run(options_from(given), {key: _plain(value) for key, value in (DEFAULTS | given).items()})
+    given = {name: value for name, value in locals().items() if name not in ("model", "tokenizer", "config")}
+    given = {name: value for name, value in given.items() if value is not None}
+    sources = [config] if isinstance(config, str | Path | Mapping) else config
+    if model is None or isinstance(model, str | Path):
+        if tokenizer is not None:
+            raise SubFitError("a tokenizer is given for a loaded model only; one that is named comes with its own")
+        return run(resolve(*sources, given if model is None else {**given, "model": model}))
+    if tokenizer is None:
+        raise SubFitError("the model is loaded; give its tokenizer, too: tokenizer=...")
+    return run(_on_loaded(resolve(*sources, given), model), (model, tokenizer))
 
 
-def options_from(given: dict[str, Any]) -> Options:
-    """Builds the options of a run from plain data, with the default strategies where none are given.
+def run(options: Options, loaded: tuple[Any, Any] | None = None) -> Compression:
+    """Does the run that `options` describe.
 
-    Raises:
-        SubFitError: if an option or a strategy is unknown, or does not take these arguments.
+    Args:
+        options: see `config.resolve`.
+        loaded: the model and its tokenizer, if they are loaded already.
     """
-    known = {f.name for f in fields(Options)}
-    for name in given:
-        if name not in known:
-            raise SubFitError(f"unknown option {name!r}; options are {', '.join(sorted(known))}")
-    made = {**DEFAULTS, **given}
-    for name, kind in registry.OPTIONS.items():
-        made[name] = registry.make(kind, made[name])
-    groups: dict[str, type] = {"calibration": Data, "evaluation": EvaluationData, "finetune": FineTuning}
-    for name, group in groups.items():
-        if isinstance(made.get(name), dict):
-            made[name] = _group(name, group, made[name])
-    return Options(**made)
-
-
-def _group(name: str, group: Any, given: dict[str, Any]) -> Any:
-    """An object of a class of options from plain data."""
-    if isinstance(given.get("lora"), dict):
-        given = {**given, "lora": _group(f"{name}.lora", LoRA, given["lora"])}
-    try:
-        return group(**given)
-    except TypeError as error:
-        takes = ", ".join(f.name for f in fields(group))
-        raise SubFitError(f"{name}: {error}; it takes {takes}") from error
-
-
-def run(options: Options, configuration: dict[str, Any]) -> Compression:
-    """Does the run that `options` describes; `configuration` is the same as plain data, for the record."""
     if options.output is not None:
         checkpoint.check_free(options.output)
     options.check_files()
     folder = options.output and f"{options.output}.run"
-    artifact = options.log_checkpoint
-    with open_log(options.logger, configuration, folder, options.resume, artifact=artifact) as log:
-        compression = _run(options, configuration, log)
+    written = configuration(options)
+    with open_log(options.logger, written, folder, options.resume, artifact=options.log_checkpoint) as log:
+        compression = _run(options, written, loaded, log)
         log.result(compression.record, options.output)
     return compression
 
 
-def _run(options: Options, configuration: dict[str, Any], log: Log) -> Compression:
+def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | None, log: Log) -> Compression:
     start = time.perf_counter()
     torch.manual_seed(options.seed)
-    model, tokenizer = model_of(options)
+    model, tokenizer = loaded or model_of(options)
     if options.output is not None:
         checkpoint.check_space(options.output, model)
-    loaded = time.perf_counter()
+    at_hand = time.perf_counter()
     tokens, held_out = tokens_of(options, model, tokenizer)
     sampled = time.perf_counter()
-    compression = compress_model(model, tokens, options, evaluation=held_out, batch_size=options.batch_size, log=log)
+    compression = compress_model(
+        model, tokens, options.recipe, evaluation=held_out, batch_size=options.batch_size, seed=options.seed, log=log
+    )
     compression.tokenizer = tokenizer
-    stages = {"load": loaded - start, "data": sampled - loaded}
+    stages = {"load": at_hand - start, "data": sampled - at_hand}
     record = compression.record
     record["seconds"] = {name: round(value, 3) for name, value in stages.items()} | record["seconds"]
     record.update(
-        configuration=configuration,
+        format_version=FORMAT_VERSION,
+        configuration=written,
         calibration_tokens={"shape": list(tokens.shape), "sha256": _fingerprint(tokens)},
         evaluation_tokens={"shape": list(held_out.shape), "sha256": _fingerprint(held_out)},
         versions={"python": platform.python_version(), **{p: version(p) for p in ("subfit", "torch", "transformers")}},
@@ -154,36 +169,10 @@ def _run(options: Options, configuration: dict[str, Any], log: Log) -> Compressi
     return compression
 
 
-def list_strategies(kind: str | None = None, name: str | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Returns what is known of every strategy, by kind: name, one-line description, papers, parameters, documentation.
-
-    Args:
-        kind: "scorers", "selectors" or "bypasses"; all three if not given.
-        name: the name of one strategy of this kind.
-    """
-    if kind is not None and kind not in registry.INTERFACES:
-        raise SubFitError(f"unknown kind of strategy {kind!r}; use {', '.join(registry.INTERFACES)}")
-    if kind is not None and name is not None:
-        return {kind: [_describe(kind, name)]}
-    return {k: [_describe(k, n) for n in registry.names(k)] for k in registry.INTERFACES if kind in (None, k)}
-
-
-def _describe(kind: str, name: str) -> dict[str, Any]:
-    found = registry.find(kind, name)
-    own = "__init__" in vars(found)
-    parameters = list(inspect.signature(found).parameters.values()) if own else []
-    documentation = inspect.getdoc(found) or ""
-    return {
-        "name": name,
-        "description": documentation.partition("\n\n")[0].replace("\n", " "),
-        "papers": list(dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{5})", documentation))),
-        "parameters": [str(p).replace("typing.", "") for p in parameters],
-        "documentation": documentation,
-    }
-
-
 def model_of(options: Options) -> tuple[Any, Any]:
     """The dense model of a run, and its tokenizer."""
+    if options.model is None:
+        raise SubFitError("model is null: the configuration is that of a loaded model without a name; give the model")
     if not options.fsdp:
         return load(options.model, dtype=options.dtype, device=options.device)
     device = device_of(options.device)
@@ -203,19 +192,21 @@ def tokens_of(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Ten
     return tokens, rest
 
 
+def _on_loaded(options: Options, model: PreTrainedModel) -> Options:
+    """The options of a run on a loaded model: its name, if it has one, its data type and its device.
+
+    Raises:
+        SubFitError: if another data type, or several processes are asked for.
+    """
+    dtype = str(model.dtype).removeprefix("torch.")
+    if options.dtype not in ("auto", dtype):
+        raise SubFitError(f"dtype is {options.dtype}, but the loaded model is {dtype}")
+    if options.fsdp:
+        raise SubFitError("fsdp divides a model as it is loaded; give the model's name")
+    model.train(False)
+    name = getattr(model.config, "_name_or_path", "") or None
+    return dataclasses.replace(options, model=name, dtype=dtype, device=str(model.device))
+
+
 def _fingerprint(tokens: Tensor) -> str:
     return hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """An argument as plain data: its fields or, for an object of another kind, such as a strategy, its class."""
-    if isinstance(value, str | int | float | None):
-        return value
-    if isinstance(value, dict):
-        return {key: _plain(inside) for key, inside in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inside) for inside in value]
-    if isinstance(value, Data | FineTuning | LoRA):
-        return _plain(vars(value))
-    found = value if hasattr(value, "__qualname__") else type(value)
-    return f"{found.__module__}.{found.__qualname__}"

@@ -1,130 +1,112 @@
-"""The interface of bypasses: the small map that takes a branch's place."""
+"""The interface of bypasses: the small map that takes a branch's place.
 
+As `full_linear.py`, this is a whole bypass, used by `--ffn_bypass full_linear.py`:
+
+```python
+from torch import nn
+
+from subfit import Bypass
+from subfit.calibration.moments import Moments
+from subfit.fitting.layers import linear_layer
+from subfit.fitting.regression import centre, least_squares
+from subfit.model.activations import Branch
+from subfit.model.submodules import Site
+
+
+class FullLinear(Bypass):
+    \"\"\"x W + b of full rank, by ridge least squares.\"\"\"
+
+    def __init__(self, ridge: float = 0.01) -> None:
+        self.ridge = ridge
+
+    def parameters(self, sites: list[Site]) -> int:
+        return sum(site.width * (site.width + 1) for site in sites)
+
+    def fit(self, branch: Branch, moments: Moments, shared: None) -> nn.Module:
+        c = centre(moments)
+        weight = least_squares(c, self.ridge)
+        return linear_layer(weight, c.mean_y - c.mean_x @ weight)
+```
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
+from subfit.calibration.moments import StreamingMoments
 from subfit.errors import SubFitError, where
-from subfit.model.modeling_subfit import Scale
+from subfit.model.activations import Activations, Branch
 from subfit.model.submodules import Site
 from subfit.strategy import Strategy
 
-Run = Callable[[nn.Module, Tensor], Tensor]
-Reads = Literal["input", "stream", "nothing", "previous"]
+Reads = Literal["input", "stream", "nothing"]
+Statistics = Callable[[int, int], Metric]
 
 
-class Bypass(Strategy):
-    """A way to fit a small module in the place of a site.
+class Substitute(Strategy, ABC):
+    """What takes the places of removed submodules.
+
+    In most cases a `Bypass`; in `subfit.fitting.substitutes` are what is no module in the place of one branch: a map that is
+    folded into a kept weight, a retrained layer, and an assignment of different substitutes to different sites.
+    """
+
+    def parameters(self, sites: list[Site]) -> int:
+        """Returns the number of parameters that take the places of these sites together.
+
+        Budgets that are net of what is added ask for it before anything is fitted.
+        """
+        name, place = type(self).__name__, where(self)
+        raise SubFitError(f"{name} does not tell its size; a net budget needs its parameters() ({place})")
+
+
+class Bypass(Substitute):
+    """A small module in the place of one branch, fitted by regression on features of what the branch reads.
 
     The module is made of `torch.nn` modules (a `Sequential` of `Linear`s, say), or of a class of the plug-in's own that
     uses torch alone and keeps its constructor's arguments as attributes; its source then travels with the checkpoint. The
     same module object may be a part of the `Sequential`s of several sites: it is counted and saved once.
 
     Attributes:
-        reads: what the module is given: the branch's normed "input", the residual "stream" before its norm, or "nothing" of
-            interest. The module of one that reads "previous" is a linear map of what the last kept FeedForward before the
-            site adds; it is merged into that FeedForward, and nothing is left at the site.
-        needs: what `fit` is given: "moments", also the "pairs" that they are made of, or "nothing". One that needs the
-            "layer" defines `fit_layer` instead of `fit`.
+        reads: what the module is called with: the branch's normed "input", the residual "stream" before its norm, or
+            "nothing" of interest.
+        statistics: what is accumulated of features and targets, and given to `fit`: `StreamingMoments`, whose memory does
+            not depend on the number of tokens; `fitting.statistics.StreamingPairs`, which keep the tokens as well; another
+            Metric of your own, made with the number of features and the width; or None, if `fit` needs no data.
     """
 
     reads: Reads = "input"
-    needs: Literal["nothing", "moments", "pairs", "layer"] = "moments"
+    statistics: Statistics | None = StreamingMoments
 
-    def assign(self, sites: list[Site]) -> dict[Site, "Bypass"]:
-        """Returns which bypass takes the place of each of the selected sites: this one, unless it is a mixture of others."""
-        return dict.fromkeys(sites, self)
+    def features(self, seen: Activations) -> Tensor:
+        """Returns the features of each token that the regression is on, (windows, tokens, f): what the module reads.
 
-    def parameters(self, sites: list[Site]) -> int:
-        """Returns the number of parameters that the bypasses of these sites have together.
-
-        Budgets that are net of what the bypasses cost ask for it before anything is fitted.
+        A bypass may take others from what passes the branch, such as `seen.hidden`, the hidden units of a FeedForward or the
+        heads of an Attention. Its module is called with what it `reads` all the same, and must compute them from that.
         """
-        place = where(self)
-        raise SubFitError(f"{type(self).__name__} does not tell its size; a net budget needs its parameters() ({place})")
+        return seen.h if self.reads == "stream" else seen.x
 
-    def fit_group(self, sites: list[Site], moments: Iterable[dict[str, Tensor]]) -> Any:
-        """Learns what all sites of one run have in common, such as a basis; `fit` gets what is returned.
+    def fit_shared(self, sites: list[Site], statistics: Iterable[Any]) -> Any:
+        """Learns what all sites of this bypass have in common, such as a basis; `fit` gets what is returned.
 
-        A bypass that does not override this is never asked to wait for all sites' moments.
+        A bypass that does not override this is never asked to wait for all sites' statistics.
+
+        Modules in it, itself or its attributes, are rounded to the model's data type before anything is fitted to them.
 
         Args:
             sites: the sites that this bypass will replace.
-            moments: the sums of `Moments.compute` of each site on the dense model, read one site at a time.
+            statistics: of each site on the dense model, as for `fit`, read one site at a time.
         """
         return None
 
-    def fit(self, site: Site, moments: dict[str, Tensor], common: Any) -> nn.Module:
+    @abstractmethod
+    def fit(self, branch: Branch, statistics: Any, shared: Any) -> nn.Module:
         """Returns the module, mapping (..., d) to (..., d), fitted to one site.
 
         Args:
-            site: the site to replace.
-            moments: the sums of `Moments.compute` over the calibration tokens. If the bypass needs pairs, also `inputs` and
-                `targets`, (tokens, d), what the module reads and what it is fitted to. Empty if it needs nothing.
-            common: what `fit_group` returned.
+            branch: the site to replace, and its modules, which must be left as they are.
+            statistics: what was accumulated over the calibration tokens: `Moments`, if the class does not say otherwise.
+            shared: what `fit_shared` returned.
         """
-        raise _lacking(self, "fit")
-
-    def fit_layer(self, layer: nn.Module, run: Run, inputs: Tensor, targets: Tensor) -> nn.Module:
-        """Returns the site's whole decoder layer with other weights; asked of a bypass that needs the "layer" alone.
-
-        Args:
-            layer: a copy of the dense layer, in float32.
-            run: runs a layer on some windows (windows, length, d), at most a batch, with the mask and positions they need.
-            inputs: (windows, length, d), the stream that enters the layer in the compressed model.
-            targets: (windows, length, d), the stream that leaves it in the dense model.
-        """
-        raise _lacking(self, "fit_layer")
-
-    def needs_group(self) -> bool:
-        """Whether the sites have something in common that must be learned first."""
-        return type(self).fit_group is not Bypass.fit_group
-
-
-def _lacking(bypass: Bypass, method: str) -> SubFitError:
-    return SubFitError(f"{type(bypass).__name__} lacks the method {method} ({where(bypass)})")
-
-
-def rank_for(rank: int | Literal["auto"], allowance: float, fixed: int, per_rank: int, width: int) -> int:
-    """Returns the rank of a factorised map: as given, or the largest that keeps to an allowance of parameters.
-
-    Args:
-        rank: the rank, or "auto".
-        allowance: number of parameters that may be added.
-        fixed: parameters whatever the rank, such as the bias.
-        per_rank: parameters that each unit of rank costs.
-        width: d; a higher rank adds nothing.
-
-    Raises:
-        SubFitError: if the given rank is not in 1..width, or not even rank 1 fits into the allowance.
-    """
-    if rank == "auto":
-        largest = min(int((allowance - fixed) // per_rank), width)
-        if largest < 1:
-            raise SubFitError(f"no rank fits into {allowance:.0f} added parameters; give the bypass a larger share")
-        return largest
-    if not 1 <= rank <= width:
-        raise SubFitError(f"rank is {rank}; it must be from 1 to {width}, the width of the residual stream")
-    return rank
-
-
-def linear_layer(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """Returns the layer that maps rows x to x W + b; `weight` W is (in, out)."""
-    inputs, outputs = weight.shape
-    layer = nn.Linear(inputs, outputs, bias=bias is not None, device=weight.device)
-    with torch.no_grad():
-        layer.weight.copy_(weight.T)
-        if bias is not None:
-            layer.bias.copy_(bias)
-    return layer
-
-
-def scale_layer(weight: Tensor, bias: Tensor) -> Scale:
-    """Returns the layer that maps rows x to x * weight + bias; `weight` is (d), or () for one factor."""
-    layer = Scale(len(bias), weight.numel()).to(weight.device)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    return layer

@@ -1,150 +1,169 @@
-"""Options of the commands: parsing, configuration files, and strategies by name."""
+"""The options of a compression: declared, defaulted, resolved and written down here, for every way of giving them.
 
-import json
-from dataclasses import fields
+Options are flat, such as `sparsity` and `ffn_bypass`; one inside another is named with dots, such as `calibration.windows`,
+or `ffn_bypass.ridge` (or `ffn_bypass.init_args.ridge`) for an argument of a strategy. Python, presets, files, the command
+line, the cells of an ablation and sweeps all give mappings of them, which `resolve` makes into `Options`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
-
-import yaml
-from jsonargparse import ArgumentParser
+from typing import TYPE_CHECKING, Any, Literal
 
 from subfit import registry
-from subfit.api import DEFAULTS, Options
-from subfit.errors import SubFitError
+from subfit.options.sources import merge, read_mapping, read_source, unfold
+from subfit.options.typed import check_known, typed
+
+if TYPE_CHECKING:  # what they are in takes seconds to import, which help does not wait for
+    from subfit.bypass import Substitute
+    from subfit.calibration.data import Data, EvaluationData
+    from subfit.finetuning.settings import FineTuning
+    from subfit.fitting.costs import Unit
+    from subfit.fitting.sequential import Target
+    from subfit.scorer import Scorer
+    from subfit.selector import Selector
+
+__all__ = ["DEFAULTS", "OPTIONS", "Options", "Recipe", "configuration", "read_mapping", "resolve"]
+
+Source = str | Path | Mapping[str, Any]  # a preset's name, a file, or options
+
+DEFAULTS: dict[str, Any] = {  # of the options whose values are objects
+    "scorer": "subfit",
+    "selector": "per_type",
+    "attention_bypass": "low_rank",
+    "ffn_bypass": "shared_low_rank",
+    "calibration": {},
+    "evaluation": {},
+}
+SAME = "attention_bypass"  # as the `ffn_bypass`: the very bypass of the Attentions, so that all sites are one group
 
 
-class Parser(ArgumentParser):
-    """Says in one line what is wrong with the options."""
+@dataclass(kw_only=True)
+class Recipe:
+    """What a compression does, apart from the model and the data.
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SubFitError("; ".join(line.strip(" -") for line in str(message).splitlines() if line.strip(" -")))
+    Attributes:
+        scorer: gives every site a number, lower is safer to replace.
+        selector: chooses the sites.
+        attention_bypass: takes the place of each chosen Attention.
+        ffn_bypass: takes the place of each chosen FeedForward; `attention_bypass` is the bypass of the Attentions itself, so
+            that all sites are one group, which may share a basis.
+        sparsity: share of the Attentions, and of the FeedForwards, to replace.
+        budget: what the sparsity is a share of: `submodules`, `parameters`, `kv_bytes`, `flops` or `latency`; of all but the
+            first, net of what the bypasses cost.
+        protect: sites never to replace, such as `ffn.11`, `layer.0` for both of a layer (`layer.-1` is the last), or `ffn`
+            for all of a type.
+        fitting: `one_shot` fits all bypasses on the dense model's stream; `sequential` in depth order, each on the stream
+            as the earlier ones have changed it.
+        target: what a sequential fit aims at: `branch`, what the branch would add to the changed stream; `dense`, what it
+            adds in the dense model; `corrected`, that and `correction` of what brings the changed stream back onto the
+            dense one. In a one-shot fit the three are the same.
+        correction: share of the streams' difference that the target `corrected` makes up for.
+        finetune: how the fitted bypasses are trained together afterwards; they are not, if not given.
+    """
+
+    scorer: Scorer
+    selector: Selector
+    attention_bypass: Substitute
+    ffn_bypass: Substitute
+    sparsity: float = 0.25
+    budget: Unit = "submodules"
+    protect: list[str] = field(default_factory=list)
+    fitting: Literal["one_shot", "sequential"] = "one_shot"
+    target: Target = "corrected"
+    correction: float = 1.0
+    finetune: FineTuning | None = None
+
+    def __post_init__(self) -> None:
+        from subfit.fitting.budget import check_sparsity
+        from subfit.fitting.costs import check_unit
+
+        check_sparsity(self.sparsity)
+        check_unit(self.budget)
 
 
-def compression_parser(program: str, description: str) -> Parser:
-    """Returns a parser of the options of a compression."""
-    parser = Parser(prog=program, description=description)
-    parser.add_argument("--config", action="config", help="YAML file with options; of several, the later wins.")
-    parser.add_class_arguments(Options, as_group=False)
-    return parser
+@dataclass(kw_only=True)
+class Options:
+    """A whole compression run.
+
+    Attributes:
+        recipe: what is done; its attributes are options of their own, beside these.
+        model: hub name, local folder, `.gguf` file, or `smollm2-135m`, which is embedded and needs no hub. null stands for a
+            model that was given loaded and has no name.
+        output: folder to write the compressed model to; it must not exist. Nothing is written if not given.
+        calibration: tokens to score and fit on.
+        evaluation: tokens to compare the compressed model with the dense one on; no windows, no evaluation.
+        seed: seed of everything that is random.
+        dtype: data type of the model's weights; `auto` is the checkpoint's own, and float32 for a `.gguf` file.
+        device: torch device; `auto` is CUDA where there is one.
+        batch_size: windows run at once.
+        fsdp: whether the processes that torchrun has started divide the weights of the decoder layers among them, for models
+            that do not fit on one device.
+        logger: where the run is logged, one or a list: `none`; `csv` or `tensorboard`, files in the folder `<output>.run`;
+            `wandb` or `mlflow`, whose own settings hold; or a Logger of Lightning's, by `class_path` and `init_args`.
+        log_checkpoint: whether Weights & Biases gets the saved model, too.
+        resume: a `last.ckpt` in the folder `<output>.run` of an interrupted run, to go on from with its fine-tuning.
+    """
+
+    recipe: Recipe
+    model: str | None = "smollm2-135m"
+    output: str | None = None
+    calibration: Data
+    evaluation: EvaluationData
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+    batch_size: int = 8
+    fsdp: bool = False
+    logger: Any = "none"
+    log_checkpoint: bool = False
+    resume: str | None = None
+
+    def check_files(self) -> None:
+        """Raises SubFitError if a text file of the calibration or the evaluation is missing."""
+        for data in (self.calibration, self.evaluation):
+            data.check_files()
 
 
-def with_defaults(arguments: list[str]) -> list[str]:
-    """The arguments, importable ones, after those that name the default strategies."""
-    return ["--config", json.dumps(importable(DEFAULTS)), *arguments]
+RECIPE = tuple(f.name for f in dataclasses.fields(Recipe))
+OPTIONS = RECIPE + tuple(f.name for f in dataclasses.fields(Options) if f.name != "recipe")
 
 
-def options_from(parser: Parser, parsed: Any) -> Options:
-    """The options of a compression, with its strategies as objects."""
-    made = parser.instantiate(parsed).as_dict()
-    return Options(**{field.name: made[field.name] for field in fields(Options)})
+def resolve(*sources: Source) -> Options:
+    """Returns the options that some sources give, of which the later win.
 
+    Mappings are merged into one another, and arguments into the strategy that an earlier source has named. A strategy that
+    is named begins with its own defaults: what an earlier source said of another one, or of the same, is dropped. Within one
+    source the order does not matter.
 
-def resolve(configuration: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
-    """Returns the options that a configuration describes, as if it were a file given to `subfit compress`.
-
-    Returns:
-        The options, and the whole configuration, defaults included, as plain data.
+    Args:
+        sources: mappings, or names of presets or files (YAML, JSON, or the `compression.json` of a run). A strategy in a
+            mapping is an object, a name, or a mapping with `class_path` and `init_args`; an object is kept as it is, and one
+            that is given for both types of site is one group. `ffn_bypass: attention_bypass` says the same in plain data.
 
     Raises:
-        SubFitError: if an option is unknown, or has a value that it cannot have.
+        SubFitError: if an option or a strategy is unknown, or has a value that it cannot have.
     """
-    parser = compression_parser("subfit compress", "")
-    parsed = parser.parse_args(with_defaults(["--config", json.dumps(importable(configuration))]))
-    return options_from(parser, parsed), configuration_of(parser, parsed)
+    values = dict(DEFAULTS)
+    for source in sources:
+        given = unfold(source if isinstance(source, Mapping) else read_source(str(source)))
+        check_known(given, OPTIONS, "" if isinstance(source, Mapping) else str(source))
+        values = {**values, **{name: merge(values.get(name), value) for name, value in given.items()}}
+    if values["ffn_bypass"] == SAME:
+        shared = registry.made(registry.interface("bypasses"), values["attention_bypass"], "attention_bypass")
+        values |= {"attention_bypass": shared, "ffn_bypass": shared}
+    recipe: Recipe = typed(Recipe, {name: values.pop(name) for name in RECIPE if name in values}, "", registry.made)
+    options: Options = typed(Options, {**values, "recipe": recipe}, "", registry.made)
+    return options
 
 
-def add_plugins(parser: ArgumentParser) -> None:
-    parser.add_argument("--plugins", type=str | None, metavar="FILE", help="A .py file with strategies; may be repeated.")
-
-
-def without_plugins(arguments: list[str]) -> list[str]:
-    """The arguments without the plug-in files, which are imported: the other options may name what is in them."""
-    rest, following = [], iter(arguments)
-    for argument in following:
-        option, equals, value = argument.partition("=")
-        if option == "--plugins":
-            registry.add_plugin(value if equals else next(following, ""))
-        else:
-            rest.append(argument)
-    return rest
-
-
-def importable_arguments(arguments: list[str]) -> list[str]:
-    """The arguments with each strategy's name as an importable path, and each configuration file as its content."""
-    result = []
-    following = iter(arguments)
-    for argument in following:
-        option, equals, value = argument.partition("=")
-        key = option.removeprefix("--").removesuffix(".class_path")
-        if option == "--config" or (option.startswith("--") and key in registry.OPTIONS):
-            if not equals:
-                value = next(following, "")
-            value = (
-                json.dumps(importable(read_mapping(value)))
-                if option == "--config"
-                else registry.class_path(registry.OPTIONS[key], value)
-            )
-            result += [option, value]
-        elif option.startswith("--") and key.partition(".")[0] in registry.OPTIONS:
-            value = value if equals else next(following, "")
-            result += [option, json.dumps(_nested(yaml.safe_load(value))) if "class_path" in value else value]
-        else:
-            result.append(argument)
-    return result
-
-
-def _nested(value: Any, kind: str = "bypasses") -> Any:
-    """The arguments of a strategy, with the name of each strategy in them as an importable path."""
-    if isinstance(value, list):
-        return [_nested(item, kind) for item in value]
-    if not isinstance(value, dict):
-        return value
-    found = {key: _nested(item, "scorers" if key == "scorers" else kind) for key, item in value.items()}
-    return found | {"class_path": registry.class_path(kind, value["class_path"])} if "class_path" in value else found
-
-
-def read_mapping(path: str) -> dict[str, Any]:
-    """Returns the content of a YAML file.
-
-    Raises:
-        SubFitError: if it cannot be read, or is no mapping.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SubFitError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise SubFitError(f"the configuration {path} must be a mapping of options to values")
-    return content
-
-
-def importable(content: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with each strategy's name as an importable path."""
-    result = dict(content)
-    for key, kind in registry.OPTIONS.items():
-        value = content.get(key)
-        if isinstance(value, str):
-            result[key] = {"class_path": registry.class_path(kind, value)}
-        elif isinstance(value, dict) and "class_path" in value:
-            path = registry.class_path(kind, value["class_path"])
-            result[key] = {**value, "class_path": path, "init_args": _nested(value.get("init_args", {}))}
-        if f"{key}.class_path" in content:
-            result[f"{key}.class_path"] = registry.class_path(kind, content[f"{key}.class_path"])
-    return result
-
-
-def configuration_of(parser: ArgumentParser, parsed: Any) -> dict[str, Any]:
-    """The whole configuration as plain data, which given as --config makes the same run."""
-    content = yaml.safe_load(parser.dump(parsed))
-    for key in ("json", "config", "plugins"):
-        content.pop(key, None)
-    return _shortened(content)
-
-
-def _shortened(value: Any) -> Any:
-    """A configuration with the path of each strategy as the name by which any process finds it."""
-    if isinstance(value, list):
-        return [_shortened(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {k: registry.short_name(v) if k == "class_path" else _shortened(v) for k, v in value.items()}
+def configuration(options: Options) -> dict[str, Any]:
+    """Returns the options as plain data, defaults included, of which `resolve` makes the same run."""
+    recipe = options.recipe
+    found = {name: registry.plain(getattr(recipe if name in RECIPE else options, name)) for name in OPTIONS}
+    if recipe.ffn_bypass is recipe.attention_bypass:
+        found["ffn_bypass"] = SAME
+    return found

@@ -1,68 +1,31 @@
 """The method, as it reads in the paper: score, select, fit, replace; and, if asked for, fine-tune."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
-from subfit.bypass import Bypass
+from subfit.bypass import Substitute
 from subfit.calibration.capture import Calibration
+from subfit.config import Recipe
 from subfit.errors import SubFitError, attribute_errors_to, where
 from subfit.evaluation.comparison import Comparison
-from subfit.finetuning.settings import FineTuning
-from subfit.fitting.budget import Budget, check_sparsity
-from subfit.fitting.costs import Unit, check_unit, flops_per_token
-from subfit.fitting.sequential import Target, fit_one_shot, fit_sequential
+from subfit.fitting.budget import Budget
+from subfit.fitting.costs import flops_per_token
+from subfit.fitting.one_shot import fit_one_shot
+from subfit.fitting.sequential import fit_sequential
+from subfit.fitting.substitutes import plan_of
 from subfit.model.processes import broadcast, init_process_group
-from subfit.model.replacing import Switch, check_replaceable, finalize, switched_off
+from subfit.model.replacing import Replacement, Switch, check_replaceable, finalize, switched_off
 from subfit.model.sizes import kv_bytes_per_token
 from subfit.model.submodules import Kind, Site
 from subfit.scorer import Scorer, Scores, score_sites
 from subfit.selector import Selector
+from subfit.strategy import with_seed
 from subfit.tracking.loggers import Log
-
-
-@dataclass(kw_only=True)
-class Recipe:
-    """What a compression does, apart from the model and the data.
-
-    Attributes:
-        scorer: gives every site a number, lower is safer to replace.
-        selector: chooses the sites.
-        attention_bypass: takes the place of each chosen Attention.
-        ffn_bypass: takes the place of each chosen FeedForward.
-        sparsity: share of the Attentions, and of the FeedForwards, to replace.
-        budget: what the sparsity is a share of: `submodules`, `parameters`, `kv_bytes`, `flops` or `latency`; of all but the
-            first, net of what the bypasses cost.
-        protect: sites never to replace, such as `ffn.11`, `layer.0` for both of a layer (`layer.-1` is the last), or `ffn`
-            for all of a type.
-        fitting: `one_shot` fits all bypasses on the dense model's stream; `sequential` in depth order, each on the stream
-            as the earlier ones have changed it.
-        target: what a sequential fit aims at: `branch`, what the branch would add to the changed stream; `dense`, what it
-            adds in the dense model; `corrected`, that and `correction` of what brings the changed stream back onto the
-            dense one. In a one-shot fit the three are the same.
-        correction: share of the streams' difference that the target `corrected` makes up for.
-        finetune: how the fitted bypasses are trained together afterwards; they are not, if not given.
-    """
-
-    scorer: Scorer
-    selector: Selector
-    attention_bypass: Bypass
-    ffn_bypass: Bypass
-    sparsity: float = 0.25
-    budget: Unit = "submodules"
-    protect: list[str] = field(default_factory=list)
-    fitting: Literal["one_shot", "sequential"] = "one_shot"
-    target: Target = "corrected"
-    correction: float = 1.0
-    finetune: FineTuning | None = None
-
-    def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
-        check_unit(self.budget)
 
 
 @dataclass
@@ -87,6 +50,7 @@ def compress_model(
     *,
     evaluation: Tensor | None = None,
     batch_size: int = 8,
+    seed: int = 0,
     log: Log | None = None,
 ) -> Compression:
     """Replaces the sites of a dense model that its calibration tokens show to be least needed; in place.
@@ -97,6 +61,7 @@ def compress_model(
         recipe: how.
         evaluation: (windows, length), other tokens to compare the compressed model with the dense one on.
         batch_size: windows run at once.
+        seed: of every strategy that draws at random and has no seed of its own.
         log: where a fine-tuning is logged.
 
     Raises:
@@ -105,7 +70,7 @@ def compress_model(
     check_replaceable(model)
     calibration = Calibration(model, tokens, batch_size)
     init_process_group(calibration.device)
-    switches, record = fit_recipe(calibration, recipe)
+    switches, record = fit_recipe(calibration, recipe, seed)
     tune(calibration, switches, recipe, record, log or Log())
     if evaluation is not None and len(evaluation):
         with timed(record["seconds"], "evaluate"):
@@ -118,11 +83,12 @@ def compress_model(
 
 
 def fit_recipe(
-    calibration: Calibration, recipe: Recipe, score: Callable[[Calibration, Scorer], Scores] | None = None
+    calibration: Calibration, recipe: Recipe, seed: int = 0, score: Callable[[Calibration, Scorer], Scores] | None = None
 ) -> tuple[list[Switch], dict[str, Any]]:
     """Scores, selects and fits as a recipe says.
 
     Args:
+        seed: of every strategy that draws at random and has no seed of its own.
         score: what to ask for the scores instead of `score_sites`, such as one that remembers them.
 
     Returns:
@@ -133,16 +99,18 @@ def fit_recipe(
 
         check_settings(recipe.finetune, calibration.model)
     seconds: dict[str, float] = {}
-    bypasses: dict[Kind, Bypass] = {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass}
+    substitutes: dict[Kind, Substitute] = {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass}
+    scorer, selector, substitutes = with_seed((recipe.scorer, recipe.selector, substitutes), seed)
     eligible = _eligible(calibration.sites, recipe.protect)
     with timed(seconds, "score"):
-        scores = (score or score_sites)(calibration, recipe.scorer)
-    with timed(seconds, "select"), attribute_errors_to(recipe.selector):
-        budget = Budget(calibration, bypasses, recipe.sparsity, recipe.budget)
-        selected = recipe.selector.select({site: scores[site] for site in eligible}, budget, calibration)
-        selected = broadcast(_check_selection(selected, eligible, recipe.selector))
+        scores = (score or score_sites)(calibration, scorer)
+    with timed(seconds, "select"), attribute_errors_to(selector):
+        budget = Budget(calibration, substitutes, recipe.sparsity, recipe.budget)
+        selected = selector.select({site: scores[site] for site in eligible}, budget, calibration)
+        selected = broadcast(_check_selection(selected, eligible, selector))
     with timed(seconds, "fit"):
-        plan = _plan(selected, bypasses)
+        plan = plan_of(selected, substitutes)
+        replacements: Sequence[Replacement]
         if recipe.fitting == "one_shot":
             replacements = fit_one_shot(calibration, plan)
         else:
@@ -171,8 +139,8 @@ def sizes(calibration: Calibration, switches: list[Switch]) -> dict[str, Any]:
     model = calibration.model
     with switched_off(switches):
         before = _size(model)
-        stand_ins = {site: module for switch in switches for site, module in switch.stand_ins().items()}
-        dense, compressed = flops_per_token(calibration, stand_ins)
+        placed = [switch.stand_in for switch in switches if switch.stand_in is not None]
+        dense, compressed = flops_per_token(calibration, {its.site: its.bypass for its in placed})
     after = _size(model)
     removed = sum(switch.removed_parameters() for switch in switches)
     return {
@@ -213,14 +181,6 @@ def _check_selection(selected: list[Site], eligible: list[Site], selector: Selec
         rule = "it must choose among the sites that it is given, each once"
         raise SubFitError(f"the selector returns {name}; {rule} ({where(selector, 'select')})")
     return [site for site in eligible if site in returned]
-
-
-def _plan(selected: list[Site], bypasses: dict[Kind, Bypass]) -> dict[Site, Bypass]:
-    """Which bypass takes the place of each selected site, in the order of the stream."""
-    assigned: dict[Site, Bypass] = {}
-    for kind, bypass in bypasses.items():
-        assigned.update(bypass.assign([site for site in selected if site.kind == kind]))
-    return {site: assigned[site] for site in selected}
 
 
 @contextmanager

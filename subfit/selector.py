@@ -1,4 +1,26 @@
-"""The interface of selectors: which sites to replace."""
+"""The interface of selectors: which sites to replace.
+
+As `deepest.py`, this is a whole selector, used by `--selector deepest.py`:
+
+```python
+from subfit import Selector
+from subfit.calibration.capture import Calibration
+from subfit.fitting.budget import Budget
+from subfit.model.submodules import KINDS, Site
+from subfit.scorer import Scores
+
+
+class Deepest(Selector):
+    \"\"\"Takes the deepest Attentions and the deepest FeedForwards, whatever their scores.\"\"\"
+
+    def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site]:
+        chosen = []
+        for kind in KINDS:
+            deepest_first = [(site,) for site in reversed(scores) if site.kind == kind]
+            chosen += budget.fill(deepest_first, [kind])
+        return [site for (site,) in chosen]
+```
+"""
 
 from __future__ import annotations
 
@@ -9,6 +31,7 @@ from typing import TYPE_CHECKING, Literal
 
 from subfit.fitting.budget import Budget
 from subfit.model.submodules import KINDS, Kind, Site
+from subfit.scorer import Scores
 from subfit.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -19,7 +42,7 @@ class Selector(Strategy, ABC):
     """Chooses the sites to replace, given their scores and how much is to go."""
 
     @abstractmethod
-    def select(self, scores: dict[Site, float], budget: Budget, calibration: Calibration) -> list[Site]:
+    def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site]:
         """Returns the sites to replace.
 
         Args:

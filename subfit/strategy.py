@@ -26,6 +26,9 @@ class Strategy:
         object.__setattr__(made, "_arguments", {name: bound.arguments[name] for name in named})
         return made
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.arguments().items())})"
+
     def arguments(self) -> dict[str, Any]:
         """Returns the constructor's arguments by name, defaults included."""
         return dict(vars(self)["_arguments"])

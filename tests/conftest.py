@@ -13,9 +13,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from subfit import pipeline, registry
+from subfit import pipeline
+from subfit.config import Recipe, resolve
 from subfit.model.submodules import KINDS
-from subfit.pipeline import Recipe
 from subfit.selector import Selector
 
 VOCABULARY = 101
@@ -88,9 +88,7 @@ class Given(Selector):
 
 def recipe(**given) -> Recipe:
     """Returns a recipe from names of strategies, with the paper's as defaults."""
-    defaults = {"scorer": "subfit", "selector": "per_type", "attention_bypass": "low_rank", "ffn_bypass": "shared_low_rank"}
-    made = {**defaults, **given}
-    return Recipe(**made | {name: registry.make(kind, made[name]) for name, kind in registry.OPTIONS.items()})
+    return resolve(given).recipe
 
 
 @pytest.fixture(scope="module")

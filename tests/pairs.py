@@ -4,7 +4,10 @@ import numpy as np
 import torch
 
 from subfit import registry
-from subfit.calibration.moments import Moments
+from subfit.calibration.moments import Moments, StreamingMoments
+from subfit.fitting.statistics import Pairs, StreamingPairs
+from subfit.fitting.substitutes import Assignment, FoldedMap
+from subfit.model.activations import Branch
 from subfit.model.submodules import Site
 
 D = 12
@@ -23,24 +26,40 @@ def pairs(tokens: int = 400, seed: int = 0, noise: float = 0.3) -> tuple[np.ndar
     return x, y
 
 
-def sums(*arrays) -> dict:
+def sums(*arrays) -> Moments:
     """The moments of inputs, targets and, if given, weights."""
-    moments = Moments(arrays[0].shape[1])
+    moments = StreamingMoments(arrays[0].shape[1], arrays[1].shape[1])
     moments.update(*map(torch.as_tensor, arrays))
     return moments.compute()
 
 
-def evidence(x, y) -> dict:
+def statistics(x, y) -> Pairs:
     """What `fit` is given."""
-    return {**sums(x, y), "inputs": torch.as_tensor(x).float(), "targets": torch.as_tensor(y).float()}
+    pairs = {"inputs": torch.as_tensor(x).float(), "targets": torch.as_tensor(y).float()}
+    return Pairs(**vars(sums(x, y)), **pairs)
 
 
 def fitted(name: str, x, y, **options):
     """The module that a bypass fits to pairs."""
-    place, given = site(width=np.shape(x)[1]), evidence(x, y)
-    bypass = registry.make("bypasses", {"class_path": name, "init_args": options}).assign([place])[place]
-    common = bypass.fit_group([place], [given]) if bypass.needs_group() else None
-    return bypass.fit(place, given, common).requires_grad_(False)
+    place, given = site(width=np.shape(x)[1]), statistics(x, y)
+    bypass = registry.make("bypasses", {"class_path": name, "init_args": options})
+    while isinstance(bypass, Assignment):
+        bypass = bypass.assign([place])[place]
+    branch = Branch(place, torch.nn.Module())
+    if isinstance(bypass, FoldedMap):
+        return bypass.fit(branch, _as_declared(bypass, given)).requires_grad_(False)
+    shared = bypass.fit_shared([place], [given])
+    return bypass.fit(branch, _as_declared(bypass, given), shared).requires_grad_(False)
+
+
+def _as_declared(bypass, given: Pairs) -> Moments:
+    """Without the pairs, where they are not asked for."""
+    keeps = bypass.statistics is StreamingPairs
+    return (
+        given
+        if keeps
+        else Moments(**{name: getattr(given, name) for name in vars(given) if name not in ("inputs", "targets")})
+    )
 
 
 def error(module, x, y) -> float:

@@ -15,6 +15,7 @@ from subfit.model.processes import full_tensor, init_process_group, shard_model
 from subfit.pipeline import compress_model
 
 SMALL = {"windows": 3, "length": 12}
+NEURONS = {"class_path": "kept_neurons", "init_args": {"share": 0.3}}
 RECIPES = {
     "the paper's": {},
     "sequential": {
@@ -25,6 +26,7 @@ RECIPES = {
     },
     "pairs": {"scorer": "weight_activation", "ffn_bypass": {"class_path": "mlp", "init_args": {"steps": 5}}},
     "moments of its own": {"scorer": "canonical_correlation", "attention_bypass": "linear", "ffn_bypass": "linear"},
+    "neurons": {"ffn_bypass": NEURONS, "fitting": "sequential"},
     "neighbours": {"scorer": "neighbourhood", "attention_bypass": "mean", "ffn_bypass": "low_rank_diagonal"},
 }
 
@@ -32,6 +34,8 @@ RECIPES = {
 DIVIDED = {  # with the weights of the layers divided among the processes, if there are several
     "the paper's, divided": RECIPES["the paper's"],
     "sequential, divided": RECIPES["sequential"],
+    "neurons, divided": RECIPES["neurons"],
+    "neurons at once, divided": {"ffn_bypass": NEURONS},
     "merged, divided": {
         "scorer": "weight_activation",
         "selector": "contiguous",

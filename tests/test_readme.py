@@ -52,7 +52,7 @@ def test_every_command_in_their_order(tmp_path, monkeypatch):
             subprocess.run([program, "--dry-run", verb], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         else:
             assert program == "subfit"
-            fewer = f"{LESS_TRIED if 'best.yaml' in command else ''} {LESS_TRAINED if '--finetune' in command else ''}"
+            fewer = f"{LESS_TRIED if 'config best' in command else ''} {LESS_TRAINED if '--finetune' in command else ''}"
             assert main(shlex.split(f"{command} {LESS[verb]} {fewer}")[1:]) == 0, command
         ran.append((program, verb))
     assert {("make", "demo"), ("make", "test"), *(("subfit", verb) for verb in LESS)} <= set(ran)

@@ -13,7 +13,7 @@ from conftest import recipe
 
 from subfit.calibration.capture import Calibration
 from subfit.calibration.data import Data, read_tokens
-from subfit.fitting.sequential import fit_one_shot
+from subfit.fitting.one_shot import fit_one_shot
 from subfit.model.loading import load
 from subfit.pipeline import compress_model
 

@@ -2,10 +2,9 @@
 
 from copy import deepcopy
 
+from subfit.registry import make
 from subfit.strategies.bypasses.low_rank import LowRank
 from subfit.strategies.scorers.subfit import SubFit
-
-from subfit.registry import make
 
 
 def test_arguments_with_defaults_by_position_and_by_name_and_of_copies():

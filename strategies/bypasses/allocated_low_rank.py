@@ -1,12 +1,17 @@
 """Low-rank maps in the places of the branches, with more rank where it explains more."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from torch import nn
 
-from subfit.bypass import Bypass, linear_layer
+from subfit.bypass import Bypass
+from subfit.calibration.moments import Moments
 from subfit.errors import SubFitError
+from subfit.fitting.layers import linear_layer
 from subfit.fitting.regression import allocate_ranks, centre, rank_gains, reduced_rank
+from subfit.model.activations import Branch
+from subfit.model.submodules import Site
 
 
 class AllocatedLowRank(Bypass):
@@ -31,7 +36,7 @@ class AllocatedLowRank(Bypass):
         ridge: float = 1e-4,
         by: Literal["share", "variance"] = "share",
         reads: Literal["input", "stream"] = "input",
-    ):
+    ) -> None:
         if by not in ("share", "variance"):
             raise SubFitError(f"ranks are allocated by {by!r}; use share or variance")
         self.share = share
@@ -39,22 +44,22 @@ class AllocatedLowRank(Bypass):
         self.by = by
         self.reads = reads
 
-    def parameters(self, sites) -> int:
+    def parameters(self, sites: list[Site]) -> int:
         return sites[0].width * (2 * self._total(sites) + len(sites)) if sites else 0
 
-    def fit_group(self, sites, moments) -> dict:
+    def fit_shared(self, sites: list[Site], statistics: Iterable[Moments]) -> dict[Site, int]:
         gains = []
-        for c in map(centre, moments):
+        for c in map(centre, statistics):
             gain = rank_gains(c, self.ridge)
             gains.append(gain / c.yy if self.by == "share" and c.yy > 0 else gain)
         return dict(zip(sites, allocate_ranks(gains, self._total(sites)), strict=True))
 
-    def fit(self, site, moments, common: dict) -> nn.Module:
+    def fit(self, branch: Branch, moments: Moments, shared: dict[Site, int]) -> nn.Module:
         c = centre(moments)
-        a, b = reduced_rank(c, common[site], self.ridge)
+        a, b = reduced_rank(c, shared[branch.site], self.ridge)
         return nn.Sequential(linear_layer(a), linear_layer(b, c.mean_y - c.mean_x @ a @ b))
 
-    def _total(self, sites) -> int:
+    def _total(self, sites: list[Site]) -> int:
         """The ranks of all sites together: at least one each, at most d each."""
         width, count = sites[0].width, len(sites)
         allowance = self.share * sum(site.parameters for site in sites)

@@ -2,12 +2,12 @@
 
 from torch import Tensor, nn
 
-from subfit.bypass import Bypass
 from subfit.errors import SubFitError
 from subfit.fitting.gradient_fit import fit_by_gradient
+from subfit.fitting.substitutes import RetrainedLayer, Run
 
 
-class DecoderLayer(Bypass):
+class DecoderLayer(RetrainedLayer):
     """One layer, retrained to jump from the stream before a run of layers to the stream after it.
 
     The light network of LLM-Streamline (arXiv 2403.19135): trained by AdamW on the mean squared error of the stream, the
@@ -18,15 +18,13 @@ class DecoderLayer(Bypass):
         epochs: passes over the calibration windows.
         learning_rate: at the first step.
         batch: windows in each step.
-        seed: of the batches and the held-out windows.
+        seed: of the batches and the held-out windows; the run's if not given.
 
     Raises:
         SubFitError: if a number is not positive.
     """
 
-    needs = "layer"
-
-    def __init__(self, epochs: int = 10, learning_rate: float = 2e-4, batch: int = 4, seed: int = 0):
+    def __init__(self, epochs: int = 10, learning_rate: float = 2e-4, batch: int = 4, seed: int | None = None) -> None:
         if min(epochs, batch) < 1:
             raise SubFitError(f"epochs is {epochs} and batch {batch}; both must be at least 1")
         self.epochs = epochs
@@ -34,15 +32,12 @@ class DecoderLayer(Bypass):
         self.batch = batch
         self.seed = seed
 
-    def parameters(self, sites) -> int:
-        return sum(site.parameters for site in sites)
-
-    def fit_layer(self, layer, run, inputs, targets) -> nn.Module:
+    def fit(self, layer: nn.Module, run: Run, inputs: Tensor, targets: Tensor) -> nn.Module:
         scale = targets.float().square().mean()
 
         def loss(before: Tensor, after: Tensor) -> Tensor:
             return nn.functional.mse_loss(run(layer, before), after.float()) / scale
 
         steps = self.epochs * len(inputs) // self.batch
-        fit_by_gradient(layer, loss, inputs, targets, steps, self.learning_rate, self.batch, self.seed)
+        fit_by_gradient(layer, loss, inputs, targets, steps, self.learning_rate, self.batch, self.seed or 0)
         return layer

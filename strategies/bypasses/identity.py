@@ -3,17 +3,19 @@
 from torch import nn
 
 from subfit.bypass import Bypass
+from subfit.model.activations import Branch
 from subfit.model.modeling_subfit import Zero
+from subfit.model.submodules import Site
 
 
 class Identity(Bypass):
     """Adds nothing: the residual stream passes the site as it is (LLM-Drop, arXiv 2406.15786)."""
 
     reads = "nothing"
-    needs = "nothing"
+    statistics = None
 
-    def parameters(self, sites) -> int:
+    def parameters(self, sites: list[Site]) -> int:
         return 0
 
-    def fit(self, site, moments, common) -> nn.Module:
+    def fit(self, branch: Branch, statistics: None, shared: None) -> nn.Module:
         return Zero()

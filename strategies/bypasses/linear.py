@@ -4,8 +4,12 @@ from typing import Literal
 
 from torch import nn
 
-from subfit.bypass import Bypass, linear_layer
+from subfit.bypass import Bypass
+from subfit.calibration.moments import Moments
+from subfit.fitting.layers import linear_layer
 from subfit.fitting.regression import centre, least_squares
+from subfit.model.activations import Branch
+from subfit.model.submodules import Site
 
 
 class Linear(Bypass):
@@ -16,14 +20,14 @@ class Linear(Bypass):
         reads: `input`, the branch's normed input, or `stream`, the residual stream before the norm, as NBL does.
     """
 
-    def __init__(self, ridge: float = 1e-4, reads: Literal["input", "stream"] = "input"):
+    def __init__(self, ridge: float = 1e-4, reads: Literal["input", "stream"] = "input") -> None:
         self.ridge = ridge
         self.reads = reads
 
-    def parameters(self, sites) -> int:
+    def parameters(self, sites: list[Site]) -> int:
         return sum(site.width * (site.width + 1) for site in sites)
 
-    def fit(self, site, moments, common) -> nn.Module:
+    def fit(self, branch: Branch, moments: Moments, shared: None) -> nn.Module:
         c = centre(moments)
         weight = least_squares(c, self.ridge)
         return linear_layer(weight, c.mean_y - c.mean_x @ weight)

@@ -3,8 +3,12 @@
 import torch
 from torch import nn
 
-from subfit.bypass import Bypass, linear_layer
+from subfit.bypass import Bypass
 from subfit.fitting.hadamard import hadamard
+from subfit.fitting.layers import linear_layer
+from subfit.fitting.statistics import Pairs, StreamingPairs
+from subfit.model.activations import Branch
+from subfit.model.submodules import Site
 
 CHUNK = 4096  # tokens rotated at once
 
@@ -18,15 +22,15 @@ class LinearPatch(Bypass):
     """
 
     reads = "stream"
-    needs = "pairs"
+    statistics = StreamingPairs
 
-    def parameters(self, sites) -> int:
+    def parameters(self, sites: list[Site]) -> int:
         return sum(site.width**2 for site in sites)
 
-    def fit(self, site, moments, common) -> nn.Module:
-        rotation = hadamard(site.width).to(moments["inputs"].device).double() / site.width**0.5
+    def fit(self, branch: Branch, pairs: Pairs, shared: None) -> nn.Module:
+        rotation = hadamard(branch.site.width).to(pairs.inputs.device).double() / branch.site.width**0.5
         before, after = torch.zeros_like(rotation[0]), torch.zeros_like(rotation[0])
-        for x, y in zip(moments["inputs"].split(CHUNK), moments["targets"].split(CHUNK), strict=True):
+        for x, y in zip(torch.split(pairs.inputs, CHUNK), torch.split(pairs.targets, CHUNK), strict=True):
             before += (x.double() @ rotation).abs().sum(0)
             after += ((x.double() + y.double()) @ rotation).abs().sum(0)
         change = torch.where(before > 0, (after - before) / before, 0.0)  # s - 1

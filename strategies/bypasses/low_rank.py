@@ -4,8 +4,12 @@ from typing import Literal
 
 from torch import nn
 
-from subfit.bypass import Bypass, linear_layer, rank_for
+from subfit.bypass import Bypass
+from subfit.calibration.moments import Moments
+from subfit.fitting.layers import linear_layer, rank_for
 from subfit.fitting.regression import centre, least_squares, reduced_rank
+from subfit.model.activations import Branch
+from subfit.model.submodules import Site
 
 
 class LowRank(Bypass):
@@ -26,26 +30,26 @@ class LowRank(Bypass):
         share: float = 0.1,
         ridge: float = 1e-4,
         reads: Literal["input", "stream"] = "input",
-    ):
+    ) -> None:
         self.rank = rank
         self.share = share
         self.ridge = ridge
         self.reads = reads
 
-    def parameters(self, sites) -> int:
+    def parameters(self, sites: list[Site]) -> int:
         return sum(site.width * (min(2 * self._rank(site), site.width) + 1) for site in sites)
 
-    def fit(self, site, moments, common) -> nn.Module:
-        c, rank = centre(moments), self._rank(site)
-        if rank == site.width:
+    def fit(self, branch: Branch, moments: Moments, shared: None) -> nn.Module:
+        c, rank, width = centre(moments), self._rank(branch.site), branch.site.width
+        if rank == width:
             weight = least_squares(c, self.ridge)
             return linear_layer(weight, c.mean_y - c.mean_x @ weight)
         a, b = reduced_rank(c, rank, self.ridge)
         bias = c.mean_y - c.mean_x @ a @ b
-        if 2 * rank >= site.width:
+        if 2 * rank >= width:
             return linear_layer(a @ b, bias)
         return nn.Sequential(linear_layer(a), linear_layer(b, bias))
 
-    def _rank(self, site) -> int:
+    def _rank(self, site: Site) -> int:
         rank = rank_for(self.rank, self.share * site.parameters, site.width, 2 * site.width, site.width)
         return site.width if self.rank == "auto" and 2 * rank >= site.width else rank

@@ -4,9 +4,13 @@ from typing import Literal
 
 from torch import nn
 
-from subfit.bypass import Bypass, linear_layer, rank_for, scale_layer
+from subfit.bypass import Bypass
+from subfit.calibration.moments import Moments
+from subfit.fitting.layers import linear_layer, rank_for, scale_layer
 from subfit.fitting.regression import centre, diagonal_and_low_rank
+from subfit.model.activations import Branch
 from subfit.model.modeling_subfit import Sum
+from subfit.model.submodules import Site
 
 
 class LowRankDiagonal(Bypass):
@@ -27,21 +31,21 @@ class LowRankDiagonal(Bypass):
         ridge: float = 1e-4,
         alternations: int = 5,
         reads: Literal["input", "stream"] = "input",
-    ):
+    ) -> None:
         self.rank = rank
         self.share = share
         self.ridge = ridge
         self.alternations = alternations
         self.reads = reads
 
-    def parameters(self, sites) -> int:
+    def parameters(self, sites: list[Site]) -> int:
         return sum(2 * site.width * (self._rank(site) + 1) for site in sites)
 
-    def fit(self, site, moments, common) -> nn.Module:
+    def fit(self, branch: Branch, moments: Moments, shared: None) -> nn.Module:
         c = centre(moments)
-        weight, a, b = diagonal_and_low_rank(c, self._rank(site), self.ridge, self.alternations)
+        weight, a, b = diagonal_and_low_rank(c, self._rank(branch.site), self.ridge, self.alternations)
         scale = scale_layer(weight, c.mean_y - c.mean_x * weight - c.mean_x @ a @ b)
         return Sum(scale, nn.Sequential(linear_layer(a), linear_layer(b)))
 
-    def _rank(self, site) -> int:
+    def _rank(self, site: Site) -> int:
         return rank_for(self.rank, self.share * site.parameters, 2 * site.width, 2 * site.width, site.width)

@@ -4,7 +4,10 @@ import torch
 from torch import nn
 
 from subfit.bypass import Bypass
+from subfit.calibration.moments import Moments
+from subfit.model.activations import Branch
 from subfit.model.modeling_subfit import Constant
+from subfit.model.submodules import Site
 
 
 class Mean(Bypass):
@@ -12,11 +15,11 @@ class Mean(Bypass):
 
     reads = "nothing"
 
-    def parameters(self, sites) -> int:
+    def parameters(self, sites: list[Site]) -> int:
         return sum(site.width for site in sites)
 
-    def fit(self, site, moments, common) -> nn.Module:
-        module = Constant(site.width).to(moments["y"].device)
+    def fit(self, branch: Branch, moments: Moments, shared: None) -> nn.Module:
+        module = Constant(branch.site.width).to(moments.y.device)
         with torch.no_grad():
-            module.bias.copy_(moments["y"] / moments["n"])
+            module.bias.copy_(moments.y / moments.n)
         return module

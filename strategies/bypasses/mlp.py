@@ -5,11 +5,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from subfit.bypass import Bypass, linear_layer, rank_for
+from subfit.bypass import Bypass
 from subfit.errors import SubFitError
 from subfit.fitting.gradient_fit import fit_by_gradient
+from subfit.fitting.layers import linear_layer, rank_for
 from subfit.fitting.regression import centre, reduced_rank
+from subfit.fitting.statistics import Pairs, StreamingPairs
+from subfit.model.activations import Branch
 from subfit.model.modeling_subfit import SwiGLU
+from subfit.model.submodules import Site
 
 
 class MLP(Bypass):
@@ -28,14 +32,15 @@ class MLP(Bypass):
         learning_rate: at the first step; inputs and targets are scaled to about 1 for it.
         batch_tokens: tokens in each step.
         ridge: penalty of the low-rank fit, relative to the mean variance of the inputs.
-        seed: of the batches, the held-out tokens, and the units that the low-rank fit has no use for.
+        seed: of the batches, the held-out tokens, and the units that the low-rank fit has no use for; the run's if not
+            given.
         reads: `input`, the branch's normed input, or `stream`, the residual stream before the norm.
 
     Raises:
         SubFitError: if an option is out of its range.
     """
 
-    needs = "pairs"
+    statistics = StreamingPairs
 
     def __init__(
         self,
@@ -46,9 +51,9 @@ class MLP(Bypass):
         learning_rate: float = 1e-3,
         batch_tokens: int = 1024,
         ridge: float = 1e-4,
-        seed: int = 0,
+        seed: int | None = None,
         reads: Literal["input", "stream"] = "input",
-    ):
+    ) -> None:
         if activation not in ("swiglu", "gelu"):
             raise SubFitError(f"unknown activation {activation!r} of an MLP; use swiglu or gelu")
         if hidden != "auto" and (hidden < 1 or (activation == "gelu" and hidden % 2)):
@@ -65,22 +70,22 @@ class MLP(Bypass):
         self.seed = seed
         self.reads = reads
 
-    def parameters(self, sites) -> int:
+    def parameters(self, sites: list[Site]) -> int:
         return sum(self._units(site) * self._per_unit(site) + site.width for site in sites)
 
-    def fit(self, site, moments, common) -> nn.Module:
-        c = centre(moments)
-        a, b = reduced_rank(c, self._units(site), self.ridge)
-        x_scale = power_of_two((moments["xx"].diagonal() / moments["n"]).sqrt())
-        y_scale = power_of_two((c.yy.clamp_min(0) / site.width).sqrt())
+    def fit(self, branch: Branch, pairs: Pairs, shared: None) -> nn.Module:
+        c = centre(pairs)
+        a, b = reduced_rank(c, self._units(branch.site), self.ridge)
+        x_scale = power_of_two((pairs.xx.diagonal() / pairs.n).sqrt())
+        y_scale = power_of_two((c.yy.clamp_min(0) / branch.site.width).sqrt())
         module, first, last = self._module(a * x_scale[:, None], b / y_scale, (c.mean_y - c.mean_x @ a @ b) / y_scale)
         scales = x_scale.float(), y_scale.float()
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             return nn.functional.mse_loss(module(x.float() / scales[0]), y.float() / scales[1])
 
-        pairs = moments["inputs"], moments["targets"]
-        fit_by_gradient(module, loss, *pairs, self.steps, self.learning_rate, self.batch_tokens, self.seed)
+        tokens = pairs.inputs, pairs.targets
+        fit_by_gradient(module, loss, *tokens, self.steps, self.learning_rate, self.batch_tokens, self.seed or 0)
         with torch.no_grad():
             for layer in first:
                 layer.weight.div_(scales[0])
@@ -90,7 +95,7 @@ class MLP(Bypass):
 
     def _module(self, a: Tensor, b: Tensor, bias: Tensor) -> tuple[nn.Module, list[nn.Linear], nn.Linear]:
         """The network that computes x A B + bias, the layers that read its input, and the one that gives its output."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed or 0)
         random = torch.randn(a.shape, generator=generator, dtype=a.dtype).to(a.device) / len(a) ** 0.5
         a = torch.where((a == 0).all(0), random, a)  # units whose output is 0: they learn only if their input is not
         if self.activation == "gelu":
@@ -103,13 +108,13 @@ class MLP(Bypass):
         nn.init.constant_(module.gate.bias, silu_one())
         return module, [module.gate, module.up], module.down
 
-    def _units(self, site) -> int:
+    def _units(self, site: Site) -> int:
         """Hidden units, or pairs of them for GELU."""
         if self.hidden == "auto":
             return rank_for("auto", self.share * site.parameters, site.width, self._per_unit(site), site.parameters)
         return self.hidden // 2 if self.activation == "gelu" else self.hidden
 
-    def _per_unit(self, site) -> int:
+    def _per_unit(self, site: Site) -> int:
         return 2 * (2 * site.width + 1) if self.activation == "gelu" else 3 * site.width + 1
 
 

@@ -5,13 +5,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from subfit.bypass import Bypass, linear_layer
+from subfit.calibration.moments import Moments, StreamingMoments
 from subfit.errors import SubFitError
 from subfit.fitting.gradient_fit import fit_by_gradient
+from subfit.fitting.layers import linear_layer
 from subfit.fitting.regression import least_squares, uncentred
+from subfit.fitting.statistics import Pairs, StreamingPairs
+from subfit.fitting.substitutes import FoldedMap
+from subfit.model.activations import Branch
 
 
-class ReplaceMe(Bypass):
+class ReplaceMe(FoldedMap):
     """x W, x what the last kept FeedForward adds, merged into its output projection (ReplaceMe, arXiv 2505.02819).
 
     The stream at the cut is h + x with h from before that FeedForward, and the paper's map T = I + W takes it to h + x T.
@@ -25,13 +29,11 @@ class ReplaceMe(Bypass):
         steps: optimiser steps, for `cosine`.
         learning_rate: at the first step, for `cosine`.
         batch_tokens: tokens in each step, for `cosine`.
-        seed: of the batches and the held-out tokens, for `cosine`.
+        seed: of the batches and the held-out tokens, for `cosine`; the run's if not given.
 
     Raises:
         SubFitError: if an option is out of its range.
     """
-
-    reads = "previous"
 
     def __init__(
         self,
@@ -40,31 +42,28 @@ class ReplaceMe(Bypass):
         steps: int = 300,
         learning_rate: float = 1e-4,
         batch_tokens: int = 1024,
-        seed: int = 0,
-    ):
+        seed: int | None = None,
+    ) -> None:
         if loss not in ("squared", "cosine"):
             raise SubFitError(f"unknown loss {loss!r} of ReplaceMe; use squared or cosine")
         if steps < 0 or batch_tokens < 1:
             raise SubFitError(f"steps is {steps} and batch_tokens {batch_tokens}; they must be at least 0 and 1")
         self.loss = loss
-        self.needs = "pairs" if loss == "cosine" else "moments"
+        self.statistics = StreamingPairs if loss == "cosine" else StreamingMoments
         self.ridge = ridge
         self.steps = steps
         self.learning_rate = learning_rate
         self.batch_tokens = batch_tokens
         self.seed = seed
 
-    def parameters(self, sites) -> int:
-        return 0
-
-    def fit(self, site, moments, common) -> nn.Module:
-        module = linear_layer(least_squares(uncentred(moments), self.ridge))
-        if self.loss == "cosine":
+    def fit(self, branch: Branch, statistics: Moments) -> nn.Linear:
+        module = linear_layer(least_squares(uncentred(statistics), self.ridge))
+        if isinstance(statistics, Pairs):
 
             def distance(x: Tensor, y: Tensor) -> Tensor:
                 x = x.float()
                 return 1 - torch.cosine_similarity(x + module(x), x + y.float(), dim=-1).mean()
 
-            pairs = moments["inputs"], moments["targets"]
-            fit_by_gradient(module, distance, *pairs, self.steps, self.learning_rate, self.batch_tokens, self.seed)
+            pairs = statistics.inputs, statistics.targets
+            fit_by_gradient(module, distance, *pairs, self.steps, self.learning_rate, self.batch_tokens, self.seed or 0)
         return module

@@ -4,8 +4,12 @@ from typing import Literal
 
 from torch import nn
 
-from subfit.bypass import Bypass, scale_layer
+from subfit.bypass import Bypass
+from subfit.calibration.moments import Moments
+from subfit.fitting.layers import scale_layer
 from subfit.fitting.regression import centre, scalar_weight
+from subfit.model.activations import Branch
+from subfit.model.submodules import Site
 
 
 class Scalar(Bypass):
@@ -16,14 +20,14 @@ class Scalar(Bypass):
         reads: `input`, the branch's normed input, or `stream`, the residual stream before the norm.
     """
 
-    def __init__(self, ridge: float = 1e-4, reads: Literal["input", "stream"] = "input"):
+    def __init__(self, ridge: float = 1e-4, reads: Literal["input", "stream"] = "input") -> None:
         self.ridge = ridge
         self.reads = reads
 
-    def parameters(self, sites) -> int:
+    def parameters(self, sites: list[Site]) -> int:
         return sum(site.width + 1 for site in sites)
 
-    def fit(self, site, moments, common) -> nn.Module:
+    def fit(self, branch: Branch, moments: Moments, shared: None) -> nn.Module:
         c = centre(moments)
         weight = scalar_weight(c, self.ridge)
         return scale_layer(weight, c.mean_y - c.mean_x * weight)

@@ -1,5 +1,7 @@
 """How little the residual stream before a site resembles the one after it."""
 
+from torch import Tensor
+
 from subfit.calibration.geometry import angles
 from subfit.scorer import TokenMean
 
@@ -12,5 +14,5 @@ class BlockInfluence(TokenMean):
     The sum of a layer's sites is not the block influence of the layer, as angles do not add up.
     """
 
-    def each(self, h, y):
+    def each(self, h: Tensor, y: Tensor) -> Tensor:
         return 2 * (angles(h, h + y) / 2).sin().square()  # 1 - cos, exact where it is small

@@ -1,9 +1,12 @@
 """How far the residual stream after a site is from a linear map of the one before it."""
 
-from subfit.calibration.moments import Moments
+from subfit.calibration.capture import Calibration
+from subfit.calibration.moments import StreamingMoments
 from subfit.errors import SubFitError
 from subfit.fitting.regression import centre, ridged, whitener
-from subfit.scorer import Scorer
+from subfit.model.activations import Activations
+from subfit.model.submodules import Site
+from subfit.scorer import Scorer, Scores
 
 
 class CanonicalCorrelation(Scorer):
@@ -23,23 +26,24 @@ class CanonicalCorrelation(Scorer):
         SubFitError: if `ridge` is negative.
     """
 
-    def __init__(self, ridge: float = 1e-6):
+    def __init__(self, ridge: float = 1e-6) -> None:
         if ridge < 0:
             raise SubFitError(f"canonical_correlation: ridge is {ridge}; it must not be negative")
         self.ridge = ridge
 
-    def score(self, calibration):
-        moments, scores = {}, {}
+    def score(self, calibration: Calibration) -> Scores:
+        moments: dict[Site, list[StreamingMoments]] = {}
+        scores: Scores = {}
 
-        def visit(site, seen):
+        def visit(site: Site, seen: Activations) -> None:
             before = seen.h.float()
             after = before + seen.y.float()
             if site not in moments:
-                moments[site] = [Moments(site.width).to(calibration.device) for _ in range(2)]
+                moments[site] = [StreamingMoments(site.width, site.width).to(calibration.device) for _ in range(2)]
             moments[site][0].update(before, after)
             moments[site][1].update(after, after)
 
-        def done(site):
+        def done(site: Site) -> None:
             before, after = (centre(m.compute()) for m in moments.pop(site))
             noise = ridged(before.xx, self.ridge) - before.xx
             left, right = whitener(before.xx + noise), whitener(after.xx + noise)

@@ -1,12 +1,14 @@
 """What a bypass cannot explain of what a site adds."""
 
 from math import isnan
-from typing import Any
 
-from subfit import registry
+from subfit.bypass import Bypass
+from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
-from subfit.fitting.sequential import fit_each
-from subfit.scorer import Scorer
+from subfit.fitting.one_shot import fit_each
+from subfit.model.replacing import BypassReplacement
+from subfit.scorer import Scorer, Scores
+from subfit.strategies.bypasses.linear import Linear
 
 
 class ExplainedVariance(Scorer):
@@ -18,16 +20,16 @@ class ExplainedVariance(Scorer):
     held at a time.
 
     Args:
-        bypass: what is fitted, made of linear pieces: a name, or a mapping with `class_path` and `init_args`.
+        bypass: what is fitted, made of linear pieces.
     """
 
-    def __init__(self, bypass: str | dict[str, Any] = "linear"):
-        self.bypass = registry.make("bypasses", bypass)
+    def __init__(self, bypass: Bypass = Linear()) -> None:
+        self.bypass = bypass
 
-    def score(self, calibration):
+    def score(self, calibration: Calibration) -> Scores:
         scores = {}
 
-        def done(replacement):
+        def done(replacement: BypassReplacement) -> None:
             if replacement.explained is None:
                 name = type(self.bypass).__name__
                 raise SubFitError(f"explained_variance: {name} is not a fitted linear map; use linear or low_rank, say")

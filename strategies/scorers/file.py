@@ -4,8 +4,9 @@ import json
 from math import isfinite
 from pathlib import Path
 
+from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
-from subfit.scorer import Scorer
+from subfit.scorer import Scorer, Scores
 
 
 class File(Scorer):
@@ -18,7 +19,7 @@ class File(Scorer):
         SubFitError: if the file cannot be read, or does not give a finite number for every site.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str) -> None:
         self.path = path
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -31,7 +32,7 @@ class File(Scorer):
             raise SubFitError(f"file: {path} must hold a mapping of site names to numbers, or be a compression.json")
         self.scores = found
 
-    def score(self, calibration):
+    def score(self, calibration: Calibration) -> Scores:
         missing = [site.name for site in calibration.sites if site.name not in self.scores]
         if missing:
             raise SubFitError(f"file: {self.path} has no score for {', '.join(missing)}")

@@ -1,10 +1,10 @@
 """What the model's distribution loses when one site is dropped or bypassed."""
 
-from typing import Any
-
-from subfit import registry
+from subfit.bypass import Bypass
+from subfit.calibration.capture import Calibration
 from subfit.fitting.trials import trial_costs
-from subfit.scorer import Scorer
+from subfit.scorer import Scorer, Scores
+from subfit.strategies.bypasses.low_rank import LowRank
 
 
 class KL(Scorer):
@@ -14,15 +14,15 @@ class KL(Scorer):
     rare tokens is seen by its consequences. With the bypass `identity` the site is dropped.
 
     Args:
-        bypass: what stands in a site's place on trial: a name, or a mapping with `class_path` and `init_args`.
+        bypass: what stands in a site's place on trial.
         windows: number of calibration windows to measure on.
         length: tokens of each, from its beginning.
     """
 
-    def __init__(self, bypass: str | dict[str, Any] = "low_rank", windows: int = 8, length: int = 256):
-        self.bypass = registry.make("bypasses", bypass)
+    def __init__(self, bypass: Bypass = LowRank(), windows: int = 8, length: int = 256) -> None:
+        self.bypass = bypass
         self.windows = windows
         self.length = length
 
-    def score(self, calibration):
+    def score(self, calibration: Calibration) -> Scores:
         return trial_costs(calibration, self.bypass, self.windows, self.length, "kl")

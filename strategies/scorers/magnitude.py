@@ -1,6 +1,7 @@
 """How much a site puts on the residual stream."""
 
 import torch
+from torch import Tensor
 
 from subfit.scorer import TokenMean
 
@@ -13,6 +14,6 @@ class Magnitude(TokenMean):
     A token whose stream is zero counts as 0.
     """
 
-    def each(self, h, y):
+    def each(self, h: Tensor, y: Tensor) -> Tensor:
         before, added = h.norm(dim=-1), y.norm(dim=-1)
         return torch.where(before > 0, added / before, 0)

@@ -24,13 +24,13 @@ class Neighbourhood(TokenMean):
         SubFitError: if `neighbours` is not positive.
     """
 
-    def __init__(self, neighbours: int = 10):
+    def __init__(self, neighbours: int = 10) -> None:
         super().__init__()
         if neighbours < 1:
             raise SubFitError(f"neighbourhood: neighbours is {neighbours}; it must be at least 1")
         self.neighbours = neighbours
 
-    def each(self, h, y):
+    def each(self, h: Tensor, y: Tensor) -> Tensor:
         k = min(self.neighbours, h.shape[1] - 1)
         lost = [(_nearest(a, k) & ~_nearest(b, k)).sum(-1) for a, b in zip(h, h + y, strict=True)]
         return torch.stack(lost) / max(k, 1)

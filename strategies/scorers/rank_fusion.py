@@ -1,14 +1,13 @@
 """Several scorers fused into one ranking."""
 
 from math import fsum
-from typing import Any
 
 from scipy.stats import rankdata
 
-from subfit import registry
+from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
 from subfit.model.submodules import KINDS
-from subfit.scorer import Scorer, score_together
+from subfit.scorer import Scorer, Scores, score_together
 
 
 class RankFusion(Scorer):
@@ -20,23 +19,23 @@ class RankFusion(Scorer):
     regression or a random forest; a mean of ranks needs nothing to learn from.
 
     Args:
-        scorers: what is fused: names, or mappings with `class_path` and `init_args`.
+        scorers: what is fused.
         weights: of each scorer in the mean; equal if not given.
 
     Raises:
         SubFitError: if there is no scorer, or the weights do not fit, or a scorer does not give every site a finite number.
     """
 
-    def __init__(self, scorers: list[str | dict[str, Any]], weights: list[float] | None = None):
+    def __init__(self, scorers: list[Scorer], weights: list[float] | None = None) -> None:
         weights = [1.0] * len(scorers) if weights is None else weights
         if not scorers:
             raise SubFitError("rank_fusion: scorers is empty; give at least one")
         if len(weights) != len(scorers) or min(weights) < 0 or sum(weights) == 0:
             raise SubFitError(f"rank_fusion: weights is {weights}; give each of the {len(scorers)} scorers one, at least 0")
-        self.scorers = [registry.make("scorers", scorer) for scorer in scorers]
+        self.scorers = scorers
         self.weights = weights
 
-    def score(self, calibration):
+    def score(self, calibration: Calibration) -> Scores:
         given = score_together(calibration, self.scorers)
         fused = dict.fromkeys(calibration.sites, 0.0)
         for kind in KINDS:

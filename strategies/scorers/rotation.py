@@ -1,6 +1,7 @@
 """How far a site turns the residual stream."""
 
 import torch
+from torch import Tensor
 
 from subfit.calibration.geometry import angles
 from subfit.scorer import TokenMean
@@ -14,5 +15,5 @@ class Rotation(TokenMean):
     A mean hides what a site does to the few tokens that carry massive activations; the scorer `subfit` does not.
     """
 
-    def each(self, h, y):
+    def each(self, h: Tensor, y: Tensor) -> Tensor:
         return angles(h, h + y) / torch.pi

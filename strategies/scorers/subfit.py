@@ -31,7 +31,7 @@ class SubFit(StreamScorer):
     norms: Tensor
     peak: Tensor
 
-    def __init__(self, quantile: float = 0.99):
+    def __init__(self, quantile: float = 0.99) -> None:
         super().__init__()
         self.quantile = quantile
         self.add_state("angles", torch.zeros(BINS, dtype=torch.float64), dist_reduce_fx="sum")

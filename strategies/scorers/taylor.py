@@ -1,12 +1,14 @@
 """What the loss would change by without a site, to first order."""
 
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from subfit.model.submodules import watch
-from subfit.scorer import Scorer
+from subfit.calibration.capture import Calibration
+from subfit.model.activations import watch
+from subfit.scorer import Scorer, Scores
 
 
 class Taylor(Scorer):
@@ -22,12 +24,12 @@ class Taylor(Scorer):
         length: tokens of each, from its beginning.
     """
 
-    def __init__(self, windows: int = 8, length: int = 256):
+    def __init__(self, windows: int = 8, length: int = 256) -> None:
         self.windows = windows
         self.length = length
 
-    def score(self, calibration):
-        model = calibration.model
+    def score(self, calibration: Calibration) -> Scores:
+        model: Any = calibration.model
         tokens = calibration.some(self.windows, self.length).to(calibration.device)
         totals = torch.zeros(len(calibration.sites), dtype=torch.float64)
         trained = [p for p in model.parameters() if p.requires_grad]

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
 from subfit.model.processes import all_reduce_sum, full_tensor
 from subfit.model.submodules import Site, first_tensor
-from subfit.scorer import Scorer
+from subfit.scorer import Scorer, Scores
 
 
 class WeightActivation(Scorer):
@@ -30,16 +31,16 @@ class WeightActivation(Scorer):
         SubFitError: if a site has matrices that are not those of linear layers, such as experts.
     """
 
-    def score(self, calibration):
+    def score(self, calibration: Calibration) -> Scores:
         squares: dict[nn.Module, Tensor] = {}  # the sum over tokens, for each input feature
         scores = {}
         layers = {site: _linear_layers(calibration.model, site) for site in calibration.sites}
 
-        def see(module, args, kwargs):
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = first_tensor(args, kwargs).flatten(0, -2).float()
             squares[module] = squares.get(module, 0) + x.square().sum(0, dtype=torch.float64)
 
-        def done(site):
+        def done(site: Site) -> None:
             weighed = []
             for layer in layers[site]:
                 weight = full_tensor(layer.weight)

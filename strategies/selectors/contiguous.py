@@ -10,7 +10,10 @@ from tqdm.auto import tqdm
 
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
+from subfit.fitting.budget import Budget
 from subfit.model.residual_stream import ResidualStream
+from subfit.model.submodules import Site
+from subfit.scorer import Scores
 from subfit.selector import Selector, pools
 
 CHUNK = 64  # positions whose streams are held in float64 at once
@@ -31,11 +34,13 @@ class Contiguous(Selector):
         SubFitError: if no run of unprotected layers fills the budget.
     """
 
-    def __init__(self, distance: Literal["angle", "cosine", "scores"] = "angle", tokens: Literal["all", "last"] = "all"):
+    def __init__(
+        self, distance: Literal["angle", "cosine", "scores"] = "angle", tokens: Literal["all", "last"] = "all"
+    ) -> None:
         self.distance = distance
         self.tokens = tokens
 
-    def select(self, scores, budget, calibration):
+    def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site]:
         (pool,) = pools(scores, "layer")
         count = len(budget.fill(pool.groups, pool.kinds))
         groups = {group[0].layer: group for group in pool.groups}
@@ -63,20 +68,21 @@ def distances(calibration: Calibration) -> dict[tuple[str, str], Tensor]:
     """
     if distances not in calibration.memory:
         calibration.memory[distances] = _measured(calibration)
-    return calibration.memory[distances]
+    found: dict[tuple[str, str], Tensor] = calibration.memory[distances]
+    return found
 
 
 @torch.no_grad()
 def _measured(calibration: Calibration) -> dict[tuple[str, str], Tensor]:
     """One window's streams at a time; the mean over windows."""
     total: dict[tuple[str, str], Any] = defaultdict(float)
-    for window in tqdm(calibration.tokens.split(1), desc="distances", unit="window"):
+    for window in tqdm(torch.split(calibration.tokens, 1), desc="distances", unit="window"):
         stream = ResidualStream(calibration.model, window, 1)
         kept = [stream.hidden[0].clone()]
         while stream.position < len(stream.layers):
             stream.step()
             kept.append(stream.hidden[0].clone())
-        rows = (normalize(part.double(), dim=-1) for part in torch.stack(kept, 1).split(CHUNK))
+        rows = (normalize(part.double(), dim=-1) for part in torch.split(torch.stack(kept, 1), CHUNK))
         cosines = torch.cat([(unit @ unit.mT).clamp(-1, 1).cpu() for unit in rows])
         for name, distance in (("angle", cosines.arccos() / torch.pi), ("cosine", 1 - cosines)):
             total[name, "all"] += distance.mean(0) / len(calibration.tokens)

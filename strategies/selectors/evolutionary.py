@@ -1,14 +1,19 @@
 """A search over whole selections, each judged by what the model loses with all of it bypassed."""
 
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
-from subfit import registry
+from subfit.bypass import Bypass
+from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
+from subfit.fitting.budget import Budget
 from subfit.fitting.trials import Trials
+from subfit.model.submodules import Site
+from subfit.scorer import Scores
 from subfit.selector import Pool, Selector, pools
+from subfit.strategies.bypasses.low_rank import LowRank
 
-Groups = frozenset[tuple]
+Groups = frozenset[tuple[Site, ...]]
 
 
 class Evolutionary(Selector):
@@ -22,13 +27,13 @@ class Evolutionary(Selector):
         generations: number of generations.
         offspring: mutations tried in each.
         exchanges: most sites that a mutation exchanges.
-        bypass: what stands in a site's place on trial: a name, or a mapping with `class_path` and `init_args`; `identity`
+        bypass: what stands in a site's place on trial; `identity`
             drops it, as in EvoPress.
         unit: `submodule`, or `layer` for both sites of a layer at once.
         measure: `kl`, the divergence from the dense model, or `loss`, that of the next token.
         windows: number of calibration windows to measure on.
         length: tokens of each, from its beginning.
-        seed: of the mutations.
+        seed: of the mutations; the run's if not given.
 
     Raises:
         SubFitError: if a number is not positive.
@@ -39,27 +44,27 @@ class Evolutionary(Selector):
         generations: int = 20,
         offspring: int = 8,
         exchanges: int = 2,
-        bypass: str | dict[str, Any] = "low_rank",
+        bypass: Bypass = LowRank(),
         unit: Literal["submodule", "layer"] = "submodule",
         measure: Literal["kl", "loss"] = "kl",
         windows: int = 8,
         length: int = 256,
-        seed: int = 0,
-    ):
+        seed: int | None = None,
+    ) -> None:
         if min(generations, offspring, exchanges) < 1:
             raise SubFitError("evolutionary: generations, offspring and exchanges must be at least 1")
         self.generations = generations
         self.offspring = offspring
         self.exchanges = exchanges
-        self.bypass = registry.make("bypasses", bypass)
+        self.bypass = bypass
         self.unit = unit
         self.measure = measure
         self.windows = windows
         self.length = length
         self.seed = seed
 
-    def select(self, scores, budget, calibration):
-        generator = Random(self.seed)
+    def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site]:
+        generator = Random(self.seed or 0)
         parts = pools(scores, self.unit)
         best = [frozenset(budget.fill(part.ranked(scores), part.kinds)) for part in parts]
         candidates = Trials.of(calibration, self.bypass, self.windows, self.length)
@@ -70,7 +75,7 @@ class Evolutionary(Selector):
             best = tried[costs.index(min(costs))]
         return [site for chosen in best for group in chosen for site in group]
 
-    def _mutated(self, parent: list[Groups], parts: list[Pool], budget, generator: Random) -> list[Groups]:
+    def _mutated(self, parent: list[Groups], parts: list[Pool], budget: Budget, generator: Random) -> list[Groups]:
         """A selection that exchanges up to `exchanges` groups of one part, and still fills its budget."""
         child = list(parent)
         index = generator.randrange(len(parts))

@@ -1,6 +1,10 @@
 """The sites that the user names."""
 
+from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
+from subfit.fitting.budget import Budget
+from subfit.model.submodules import Site
+from subfit.scorer import Scores
 from subfit.selector import Selector
 
 
@@ -14,10 +18,10 @@ class Given(Selector):
         SubFitError: if a name fits no site that may be replaced.
     """
 
-    def __init__(self, sites: list[str]):
+    def __init__(self, sites: list[str]) -> None:
         self.sites = sites
 
-    def select(self, scores, budget, calibration):
+    def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site]:
         chosen = []
         for name in self.sites:
             named = [site for site in scores if name in (site.name, f"layer.{site.layer}")]

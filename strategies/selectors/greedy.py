@@ -1,13 +1,17 @@
 """The best sites step by step, each step judged with the earlier choices in place."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
-from subfit import registry
+from subfit.bypass import Bypass
+from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
+from subfit.fitting.budget import Budget
 from subfit.fitting.trials import Trials
 from subfit.model.submodules import Site
+from subfit.scorer import Scores
 from subfit.selector import Pool, Selector, pools
+from subfit.strategies.bypasses.low_rank import LowRank
 
 
 class Greedy(Selector):
@@ -19,7 +23,7 @@ class Greedy(Selector):
     Args:
         rounds: number of rounds, among which the budget is divided; `each` lets every choice be a round.
         pool: how many units are tried, as a multiple of those that the budget takes by score alone.
-        bypass: what stands in a site's place on trial: a name, or a mapping with `class_path` and `init_args`; `identity`
+        bypass: what stands in a site's place on trial; `identity`
             drops it.
         unit: `submodule` takes each type's sites independently, `layer` both of a layer at once.
         measure: the cost of a trial: `kl`, the divergence from the dense model, or `loss`, that of the next token.
@@ -34,23 +38,23 @@ class Greedy(Selector):
         self,
         rounds: int | Literal["each"] = 3,
         pool: float = 2.0,
-        bypass: str | dict[str, Any] = "low_rank",
+        bypass: Bypass = LowRank(),
         unit: Literal["submodule", "layer"] = "submodule",
         measure: Literal["kl", "loss"] = "kl",
         windows: int = 8,
         length: int = 256,
-    ):
+    ) -> None:
         if (rounds != "each" and rounds < 1) or pool < 1:
             raise SubFitError(f"greedy: rounds is {rounds} and pool is {pool}; both must be at least 1")
         self.rounds = rounds
         self.pool = pool
-        self.bypass = registry.make("bypasses", bypass)
+        self.bypass = bypass
         self.unit = unit
         self.measure = measure
         self.windows = windows
         self.length = length
 
-    def select(self, scores, budget, calibration):
+    def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site]:
         parts, most = [], 1
         for pool in pools(scores, self.unit):
             needed = len(budget.fill(pool.ranked(scores), pool.kinds))

@@ -3,8 +3,12 @@
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
-from subfit.fitting.costs import UNITS
+from subfit.fitting.budget import Budget
+from subfit.fitting.costs import UNITS, Unit
+from subfit.model.submodules import KINDS, Site
+from subfit.scorer import Scores
 from subfit.selector import Selector
 
 
@@ -23,7 +27,7 @@ class IntegerProgramme(Selector):
         SubFitError: if a unit is unknown, or the budgets cannot be met together.
     """
 
-    def __init__(self, also: dict[str, float] | None = None, per_type: bool = False):
+    def __init__(self, also: dict[Unit, float] | None = None, per_type: bool = False) -> None:
         for unit, share in (also or {}).items():
             if unit not in UNITS or not 0 <= share < 1:
                 units = ", ".join(UNITS)
@@ -31,16 +35,16 @@ class IntegerProgramme(Selector):
         self.also = also
         self.per_type = per_type
 
-    def select(self, scores, budget, calibration):
+    def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site]:
         sites = list(scores)
         constraints = []
         savings = budget.savings()
-        for kinds in (("attention",), ("ffn",)) if self.per_type else (("attention", "ffn"),):
+        for kinds in [(kind,) for kind in KINDS] if self.per_type else [KINDS]:
             saved = [savings[site] if site.kind in kinds else 0.0 for site in sites]
             constraints.append(_at_least(saved, budget.goal(*kinds)))
         for unit, share in (self.also or {}).items():
-            saved = budget.savings(unit)
-            constraints.append(_at_least([saved[site] for site in sites], budget.goal(sparsity=share, unit=unit)))
+            further = budget.savings(unit)
+            constraints.append(_at_least([further[site] for site in sites], budget.goal(sparsity=share, unit=unit)))
         cost = np.array([scores[site] for site in sites])
         scale = np.abs(cost).max() or 1.0
         exact = {"mip_rel_gap": 0.0}  # by default it stops within 0.01 % of the optimum

@@ -4,17 +4,18 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from subfit import registry
-from subfit.api import DEFAULTS, EvaluationData, Options
+from subfit import config
+from subfit.calibration.data import EvaluationData
 from subfit.config import read_mapping, resolve
 from subfit.errors import SubFitError
+from subfit.options.sources import presets
 
 KEYS = ("base", "options", "axes", "zip", "cells", "exclude", "texts", "tasks", "items")
-OPTIONS = frozenset(option.name for option in fields(Options)) - {"output"}
+OPTIONS = frozenset(config.OPTIONS) - {"output"}
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,12 @@ def read_grid(path: str) -> Grid:
 
     Its keys, of which one of `axes`, `zip` and `cells` is needed:
 
-    - `base`: a configuration file, or a list of them, of which the later wins; relative to the grid file, as all files here.
+    - `base`: a preset's name or a configuration file, or a list of them, of which the later wins; relative to the grid file,
+      as all files here.
     - `options`: options that all cells have besides.
     - `axes`: a mapping of options to lists of values; every combination is a cell. An option inside another one is named
       with dots, such as `scorer.init_args.quantile`. An axis that is not named like an option is a mapping of labels to
-      options that are set together, among which may be `config`, a configuration file. Later axes win.
+      options that are set together, among which may be `config`, a preset's name or a configuration file. Later axes win.
     - `zip`: as `axes`, but the lists are of one length, and go together.
     - `cells`: a list of mappings of options.
     - `exclude`: a list of mappings; a cell is left out that has all values of one of them.
@@ -85,18 +87,12 @@ def read_grid(path: str) -> Grid:
         if key not in KEYS:
             raise SubFitError(f"{path}: unknown key {key!r}; a grid has {', '.join(KEYS)}")
     folder = Path(path).parent
-    base: dict[str, Any] = {}
-    for name in _as_list(content.get("base", [])):
-        _update(base, read_mapping(str(folder / name)))
-    _update(base, content.get("options", {}))
-    cells, defaults = [], resolve({})[1]
+    base = [_source(folder, name) for name in _as_list(content.get("base", []))] + [content.get("options", {})]
+    cells, defaults = [], config.configuration(resolve())
     for chosen in _combinations(path, content):
         if any(all(chosen.get(key) == value for key, value in rule.items()) for rule in _excluded(path, content, chosen)):
             continue
-        configuration = json.loads(json.dumps(base))
-        for key, value in chosen.items():
-            _update(configuration, _options_of(path, content, key, value))
-        whole = _complete(path, chosen, configuration)
+        whole = _complete(path, chosen, [*base, *_sources_of(path, content, chosen)])
         own = {key: value for key, value in whole.items() if value != defaults.get(key)}
         name = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
         cells.append(Cell(chosen, whole, name))
@@ -152,33 +148,44 @@ def _excluded(path: str, content: dict[str, Any], chosen: dict[str, Any]) -> Ite
     return rules
 
 
-def _options_of(path: str, content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The options that a cell's value of an axis sets."""
-    if _is_option(key):
-        return {key: value}
-    labelled = {**content.get("axes", {}), **content.get("zip", {})}.get(key)
-    if labelled is None and key == "config":
-        return read_mapping(str(Path(path).parent / value))
-    if labelled is None:
-        raise SubFitError(f"{path}: unknown option {key!r}; options are {', '.join(sorted(OPTIONS))}")
-    options = labelled[value] if isinstance(labelled[value], dict) else {}
-    result = read_mapping(str(Path(path).parent / options["config"])) if "config" in options else {}
-    return {**result, **{name: option for name, option in options.items() if name != "config"}}
+def _sources_of(path: str, content: dict[str, Any], chosen: dict[str, Any]) -> list[dict[str, Any]]:
+    """The options that the values of a cell set, of which the later win; options that follow each other are one source."""
+    folder, sources = Path(path).parent, list[dict[str, Any]]()
+    together: dict[str, Any] = {}
+    labelled = {**content.get("axes", {}), **content.get("zip", {})}
+    for key, value in chosen.items():
+        if _is_option(key):
+            together[key] = value
+            continue
+        options = {"config": value} if key == "config" and key not in labelled else labelled.get(key, {}).get(value)
+        if key != "config" and key not in labelled:
+            raise SubFitError(f"{path}: unknown option {key!r}; options are {', '.join(sorted(OPTIONS))}")
+        sources, together = [*sources, together], {}
+        if isinstance(options, dict):
+            sources += [_source(folder, options["config"])] if "config" in options else []
+            sources.append({name: option for name, option in options.items() if name != "config"})
+    return [*sources, together]
 
 
-def _complete(path: str, chosen: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:
+def _source(folder: Path, name: str) -> dict[str, Any]:
+    """The options in a preset, or in a file beside the grid."""
+    return read_mapping(str(presets().get(name, folder / name)))
+
+
+def _complete(path: str, chosen: dict[str, Any], sources: list[dict[str, Any]]) -> dict[str, Any]:
     """The configuration with the defaults, once it is known that it can be run."""
     place = f"{path}, cell {json.dumps(chosen)}"
-    if "output" in configuration:
+    if any("output" in source for source in sources):
         raise SubFitError(f"{place}: a cell has no output folder")
-    if configuration.get("fsdp"):
+    try:
+        options = resolve(*sources)
+    except SubFitError as error:
+        raise SubFitError(f"{place}: {error}") from error
+    if options.fsdp:
         raise SubFitError(
             f"{place}: fsdp is for one compression, by processes that work together; those of an ablation do not"
         )
-    try:
-        return resolve(configuration)[1]
-    except SubFitError as error:
-        raise SubFitError(f"{place}: {error}") from error
+    return config.configuration(options)
 
 
 def _texts(path: str, given: Any) -> dict[str, EvaluationData]:
@@ -202,22 +209,6 @@ def _check_different(path: str, cells: list[Cell]) -> None:
             both = f"{json.dumps(seen[cell.name].values)} and {json.dumps(cell.values)}"
             raise SubFitError(f"{path}: two cells are the same: {both}")
         seen[cell.name] = cell
-
-
-def _update(options: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Sets options in place; a key with dots is one inside another."""
-    for key, value in changes.items():
-        first, dot, rest = key.partition(".")
-        if not dot:
-            options[first] = _strategy(value) if first in registry.OPTIONS else value
-            continue
-        inner = options.get(first, DEFAULTS.get(first, {}))
-        options[first] = json.loads(json.dumps(_strategy(inner) if first in registry.OPTIONS else inner))
-        _update(options[first], {rest: value})
-
-
-def _strategy(value: Any) -> Any:
-    return {"class_path": value} if isinstance(value, str) else value
 
 
 def _is_option(name: str) -> bool:

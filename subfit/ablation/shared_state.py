@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from subfit import registry
-from subfit.api import Options, tokens_of
+from subfit.api import model_of, tokens_of
 from subfit.calibration.cache import Cache
 from subfit.calibration.capture import Calibration
 from subfit.calibration.data import Data, read_tokens
-from subfit.config import resolve
+from subfit.config import Options, resolve
+from subfit.config import configuration as configuration_of
 from subfit.evaluation.accuracy import Scores as Accuracies
 from subfit.evaluation.accuracy import average, describe
 from subfit.evaluation.comparison import Comparison
 from subfit.evaluation.tasks import Task
 from subfit.evaluation.zero_shot import score_task
-from subfit.model.loading import load
 from subfit.model.replacing import check_replaceable, turn_off
-from subfit.pipeline import Scores, fit_recipe, sizes, timed, tune
-from subfit.scorer import Scorer, StreamScorer, score_sites, score_together
+from subfit.pipeline import fit_recipe, sizes, timed, tune
+from subfit.scorer import Scorer, Scores, StreamScorer, score_sites, score_together
 from subfit.tracking.loggers import open_log
 
 BATCH_TOKENS = 2048  # of a task's sequences that are run at once
@@ -64,7 +64,8 @@ class SharedState:
             raise
 
     def _run(self, configuration: dict[str, Any]) -> dict[str, Any]:
-        options, whole = resolve(configuration)
+        options = resolve(configuration)
+        whole = configuration_of(options)
         torch.manual_seed(options.seed)
         calibration, comparisons = self._data(options)
         dense = self._latest("tasks", "", self._accuracies)
@@ -73,9 +74,9 @@ class SharedState:
             return _remembered(calibration, scorer, whole["scorer"], self._scorers_beside(whole))
 
         with open_log(options.logger, whole, group=self._folder.absolute().parent.name) as log:
-            switches, record = fit_recipe(calibration, options, score)
+            switches, record = fit_recipe(calibration, options.recipe, options.seed, score)
             try:
-                tune(calibration, switches, options, record, log)
+                tune(calibration, switches, options.recipe, record, log)
                 record["size"] = sizes(calibration, switches)
                 with timed(record["seconds"], "evaluate"):
                     record["texts"] = {name: comparison.measure(switches) for name, comparison in comparisons.items()}
@@ -98,7 +99,7 @@ class SharedState:
         source = (options.model, options.dtype, options.device)
         if "model" in self._kept and self._kept["model"][0] != source:
             self._kept.clear()  # all of it holds the other model
-        model, tokenizer = self._latest("model", source, lambda: load(source[0], dtype=source[1], device=source[2]))
+        model, tokenizer = self._latest("model", source, lambda: model_of(options))
         asked = (options.seed, repr(options.calibration), repr(options.evaluation))
         tokens, held_out = self._latest("tokens", asked, lambda: tokens_of(options, model, tokenizer))
         used = _digest([_bytes(tokens)])

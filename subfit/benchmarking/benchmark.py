@@ -1,19 +1,22 @@
 """What `subfit benchmark` runs."""
 
+import inspect
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 from subfit import registry
-from subfit.api import DEFAULTS
 from subfit.benchmarking.compression_cost import compression_costs
 from subfit.benchmarking.random_weights import random_models
 from subfit.benchmarking.speed import Workload, check_comparable, compare_speed, setting
+from subfit.bypass import Substitute
+from subfit.config import DEFAULTS, resolve
 from subfit.errors import SubFitError
 from subfit.model import checkpoint
 from subfit.model.loading import load
 from subfit.model.sizes import footprint
-from subfit.pipeline import Recipe
+from subfit.options.typed import arguments, check_known, typed
 from subfit.tracking.plots import draw_speed
 
 
@@ -23,8 +26,8 @@ def benchmark(
     reference: str | None = None,
     random_weights: str | None = None,
     sparsity: float = 0.25,
-    attention_bypass: Any = DEFAULTS["attention_bypass"],
-    ffn_bypass: Any = DEFAULTS["ffn_bypass"],
+    attention_bypass: Substitute | str | Mapping[str, Any] = DEFAULTS["attention_bypass"],
+    ffn_bypass: Substitute | str | Mapping[str, Any] = DEFAULTS["ffn_bypass"],
     workload: Workload | None = None,
     compile: bool = False,
     output: str | None = None,
@@ -56,7 +59,9 @@ def benchmark(
     if output is not None:
         checkpoint.check_free(output)
     options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    bypasses = [registry.make("bypasses", given) for given in (attention_bypass, ffn_bypass)]
+    given = {"attention_bypass": attention_bypass, "ffn_bypass": ffn_bypass, "sparsity": sparsity}
+    recipe = resolve(given).recipe
+    bypasses = recipe.attention_bypass, recipe.ffn_bypass
     if random_weights and not (model or reference):
         dense, compressed = random_models(random_weights, sparsity, *bypasses, seed=workload.seed, **options)
     elif model and reference and not random_weights:
@@ -65,8 +70,6 @@ def benchmark(
     else:
         raise SubFitError("give a compressed model and its dense reference, or random_weights alone")
     check_comparable(dense, compressed, workload)
-    chosen = {kind: registry.make(f"{kind}s", DEFAULTS[kind]) for kind in ("scorer", "selector")}
-    recipe = Recipe(**chosen, attention_bypass=bypasses[0], ffn_bypass=bypasses[1], sparsity=sparsity)
     result = {
         "model": model or random_weights,
         "reference": reference,
@@ -82,3 +85,17 @@ def benchmark(
             if result["prefill"] or result["decoding"]:
                 draw_speed(result, folder / "benchmark.png")
     return result
+
+
+def benchmark_from(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs `benchmark` with options given as plain data, those of the workload beside the others.
+
+    Raises:
+        SubFitError: if an option is unknown, or has a value that it cannot have; and as `benchmark`.
+    """
+    timed = [field.name for field in fields(Workload)]
+    others = [name for name in inspect.signature(benchmark).parameters if name != "workload"]
+    check_known(given, [*others, *timed])
+    workload = typed(Workload, {name: value for name, value in given.items() if name in timed}, "", registry.made)
+    rest = {name: value for name, value in given.items() if name not in timed}
+    return benchmark(workload=workload, **arguments(benchmark, rest, "", registry.made))

@@ -10,9 +10,10 @@ from torch import Tensor
 from subfit.benchmarking.speed import Workload
 from subfit.benchmarking.timing import timed
 from subfit.calibration.capture import Calibration
+from subfit.config import Recipe
 from subfit.model.replacing import check_replaceable, turn_off
 from subfit.model.sizes import peak_bytes, weight_bytes
-from subfit.pipeline import Recipe, fit_recipe
+from subfit.pipeline import fit_recipe
 
 
 def compression_costs(model: Any, recipe: Recipe, workload: Workload) -> list[dict[str, Any]]:

@@ -8,12 +8,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from subfit import registry
-from subfit.bypass import Bypass
+from subfit.bypass import Substitute
+from subfit.config import Recipe
 from subfit.errors import SubFitError
 from subfit.fitting.budget import check_sparsity
 from subfit.model.loading import device_of, dtype_of
 from subfit.model.submodules import KINDS, find_sites
-from subfit.pipeline import Recipe, compress_model
+from subfit.pipeline import compress_model
 
 TOKENS = 16  # what the bypasses are fitted on: their values do not matter, only their shapes
 
@@ -21,8 +22,8 @@ TOKENS = 16  # what the bypasses are fitted on: their values do not matter, only
 def random_models(
     name: str,
     sparsity: float,
-    attention_bypass: Bypass,
-    ffn_bypass: Bypass,
+    attention_bypass: Substitute,
+    ffn_bypass: Substitute,
     *,
     dtype: str = "auto",
     device: str = "auto",

@@ -3,20 +3,18 @@
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
 from tqdm.auto import tqdm
 
 from subfit.calibration.cache import Cache
 from subfit.errors import SubFitError
+from subfit.model.activations import Activations, Branch, watch
 from subfit.model.processes import shard_tokens
 from subfit.model.residual_stream import ResidualStream
-from subfit.model.submodules import Seen, Site, find_sites, watch
-
-AnyMetric = TypeVar("AnyMetric", Metric, MetricCollection)
+from subfit.model.submodules import Site, find_sites
 
 
 class Calibration:
@@ -50,6 +48,10 @@ class Calibration:
         spaced = torch.linspace(0, len(self.tokens) - 1, min(windows, len(self.tokens))).long()
         return self.tokens[spaced, :length]
 
+    def branch(self, site: Site) -> Branch:
+        """Returns a site with its modules in the model."""
+        return Branch(site, self.model)
+
     def stream(self) -> ResidualStream:
         """Returns the residual stream of all tokens, or of this process's share of them, before the first layer."""
         return ResidualStream(self.model, shard_tokens(self.tokens), self.batch_size)
@@ -59,7 +61,7 @@ class Calibration:
         self,
         sites: Iterable[Site],
         label: str,
-        visit: Callable[[Site, Seen], None],
+        visit: Callable[[Site, Activations], None],
         done: Callable[[Site], None] = lambda site: None,
     ) -> None:
         """Runs the model layer by layer, up to the last of `sites`.
@@ -69,7 +71,7 @@ class Calibration:
             visit: called with what passed a site in one batch; valid during the call, as the stream moves on in place.
             done: called after a site's last batch.
         """
-        by_layer = {layer: list(group) for layer, group in groupby(sites, key=lambda site: site.layer)}
+        by_layer = {layer: list(group) for layer, group in groupby(sorted(sites, key=_layer), key=_layer)}
         stream = self.stream()
         for layer in tqdm(range(max(by_layer, default=-1) + 1), desc=label, unit="layer"):
             here = by_layer.get(layer, [])
@@ -81,8 +83,6 @@ class Calibration:
             for site in here:
                 done(site)
 
-    def stream_through(self, make: Callable[[], AnyMetric]) -> dict[Site, AnyMetric]:
-        """Shows h, x and y of every site to a metric of its own, in one pass over the tokens; returns the metrics."""
-        metrics = {site: make().to(self.device) for site in self.sites}
-        self.watch_sites(self.sites, "score", lambda site, seen: metrics[site].update(seen.h, seen.x, seen.y))
-        return metrics
+
+def _layer(site: Site) -> int:
+    return site.layer

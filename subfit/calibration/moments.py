@@ -1,6 +1,9 @@
-"""Streaming sufficient statistics for linear regression of what a site adds on what it reads."""
+"""Streaming sufficient statistics for linear regression of what a branch adds on features of what it reads."""
+
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torchmetrics import Metric
 
 from subfit.errors import SubFitError
@@ -8,42 +11,68 @@ from subfit.errors import SubFitError
 CHUNK = 4096  # tokens converted to float64 at once
 
 
-class Moments(Metric):
-    """Weighted sums over tokens, in float64, from which every closed-form fit follows; the tokens are not kept.
+@dataclass
+class Moments:
+    """Weighted sums over tokens, in float64, from which every closed-form fit follows; w are the tokens' weights.
 
-    States, with token weights w: `n` = sum w, `tokens` = number of tokens, `x` = sum w x (d), `y` = sum w y (d), `xx` =
-    sum w x x^T (d, d), `xy` = sum w x y^T (d, d), `yy` = sum w |y|^2. They are sums: tokens may come in any order and any
-    split, and processes are merged by adding.
+    Attributes:
+        n: (), sum of w.
+        tokens: (), number of tokens.
+        x: (f), sum of w x, x the features of a token.
+        y: (d), sum of w y, y its target.
+        xx: (f, f), sum of w x x^T.
+        xy: (f, d), sum of w x y^T.
+        yy: (), sum of w |y|^2.
+    """
+
+    n: Tensor
+    tokens: Tensor
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+
+class StreamingMoments(Metric):
+    """Accumulates `Moments` batch by batch; the tokens are not kept.
+
+    The states are sums: tokens may come in any order and any split, and processes are merged by adding.
+
+    Args:
+        features: f, the number of features.
+        width: d, the width of the targets.
     """
 
     full_state_update = False
-    n: torch.Tensor
-    tokens: torch.Tensor
-    x: torch.Tensor
-    y: torch.Tensor
-    xx: torch.Tensor
-    xy: torch.Tensor
-    yy: torch.Tensor
+    n: Tensor
+    tokens: Tensor
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
 
-    def __init__(self, width: int):
+    def __init__(self, features: int, width: int):
         super().__init__()
-        shapes = {
+        shapes: dict[str, tuple[int, ...]] = {
             "n": (),
             "tokens": (),
-            "x": (width,),
+            "x": (features,),
             "y": (width,),
-            "xx": (width, width),
-            "xy": (width, width),
+            "xx": (features, features),
+            "xy": (features, width),
             "yy": (),
         }
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None = None) -> None:
+    def update(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
         """Adds tokens.
 
         Args:
-            x, y: (..., d), inputs and targets.
+            x: (..., f), features.
+            y: (..., d), targets.
             weight: (...), the weight of each token's squared error; all one if not given.
         """
         x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
@@ -59,16 +88,16 @@ class Moments(Metric):
             self.xy += wa.T @ b
             self.yy += w @ b.square().sum(1)
 
-    def compute(self) -> dict[str, torch.Tensor]:
-        """Returns the sums by name.
+    def compute(self) -> Moments:
+        """Returns the sums.
 
         Raises:
             SubFitError: if no token was seen, or a sum is not finite.
         """
-        sums = {name: getattr(self, name) for name in ("n", "tokens", "x", "y", "xx", "xy", "yy")}
+        moments = Moments(self.n, self.tokens, self.x, self.y, self.xx, self.xy, self.yy)
         if self.n <= 0:
             raise SubFitError("no calibration token with a positive weight was seen")
-        for name, value in sums.items():
+        for name, value in vars(moments).items():
             if not value.isfinite().all():
                 raise SubFitError(f"the moment {name} is not finite: the model gives NaN or infinite values")
-        return sums
+        return moments

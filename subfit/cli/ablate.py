@@ -1,20 +1,22 @@
 """`subfit ablate`."""
 
+from __future__ import annotations
+
 import json
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from subfit.ablation import runner as ablation
-from subfit.ablation.grid import Cell
-from subfit.config import Parser, add_plugins, without_plugins
-from subfit.tracking.wandb_runs import TableLog
+from subfit.cli.arguments import Parser, add_plugins, document_plugins
+
+if TYPE_CHECKING:  # slow to import, which help does not wait for
+    from subfit.ablation.grid import Cell
 
 SHOWN = 20  # rows of the live table
 STYLES = {"done": "green", "failed": "red", "running": "yellow", "elsewhere": "dim"}
@@ -22,14 +24,17 @@ STYLES = {"done": "green", "failed": "red", "running": "yellow", "elsewhere": "d
 
 def run(arguments: list[str]) -> int:
     """Runs `subfit ablate`; the exit code is 1 if a cell has failed."""
-    parser = Parser(prog="subfit ablate", description="Runs the cells of a grid; started again, goes on where it was.")
+    parser = Parser("subfit ablate", "Runs the cells of a grid; started again, goes on where it was.")
     parser.add_argument("grid", help="The grid, a YAML file.")
     parser.add_argument("--output", required=True, help="Folder for rows.jsonl, results.csv and what the cells share.")
     parser.add_argument("--shard", default="1/1", help="i/n: run every n-th cell, beginning with the i-th.")
     parser.add_argument("--wandb", action="store_true", help="Log the cells as the rows of one run of Weights & Biases.")
     parser.add_argument("--json", action="store_true", help="Print the rows as JSON.")
-    add_plugins(parser)
-    parsed = parser.parse_args(without_plugins(arguments))
+    document_plugins(parser)
+    parsed = parser.parse_args(add_plugins(arguments))
+    from subfit.ablation.runner import ablate
+    from subfit.tracking.wandb_runs import TableLog
+
     progress = _Progress()
     console = Console(stderr=True)
     with ExitStack() as stack:
@@ -41,7 +46,7 @@ def run(arguments: list[str]) -> int:
                 log.add(row)
 
         stack.enter_context(Live(get_renderable=progress.show, console=console, refresh_per_second=1, transient=True))
-        rows = ablation.ablate(parsed.grid, parsed.output, parsed.shard, report)
+        rows = ablate(parsed.grid, parsed.output, parsed.shard, report)
     failed = [row for row in rows if row["status"] == "failed"]
     if parsed.json:
         print(json.dumps(rows, indent=2))

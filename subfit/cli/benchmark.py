@@ -1,5 +1,6 @@
 """`subfit benchmark`."""
 
+import argparse
 import json
 from typing import Any
 
@@ -7,11 +8,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from subfit.api import DEFAULTS
-from subfit.benchmarking.benchmark import benchmark
-from subfit.benchmarking.speed import Workload
-from subfit.bypass import Bypass
-from subfit.config import Parser, add_plugins, importable_arguments, without_plugins
+from subfit.cli.arguments import Parser, add_plugins, document_plugins, take
+from subfit.cli.help import with_default
+from subfit.options.declarations import documented, file_of, read
+from subfit.options.sources import merge, read_mapping, unfold
 
 BOTH = ("dense", "compressed")
 MIB = 1 << 20
@@ -19,52 +19,51 @@ MIB = 1 << 20
 
 def run(arguments: list[str]) -> int:
     """Runs `subfit benchmark`."""
-    parser = Parser(prog="subfit benchmark", description="Speed and memory of a compressed model, beside the dense one.")
-    parser.add_argument("--config", action="config", help="YAML file with options; of several, the later wins.")
-    parser.add_argument("model", nargs="?", type=str | None, help="The compressed model: its folder or hub name.")
-    parser.add_argument(
-        "--reference", type=str | None, help="The dense model: hub name, folder, .gguf file or smollm2-135m."
-    )
-    parser.add_argument("--random_weights", type=str | None, help="A configuration to build both models from instead.")
-    parser.add_argument("--sparsity", type=float, default=0.25, help="Share of either type that is then replaced.")
-    parser.add_argument("--attention_bypass", type=Bypass, help="What then takes the place of an Attention.")
-    parser.add_argument("--ffn_bypass", type=Bypass, help="What then takes the place of a FeedForward.")
-    timed = Workload()
-    for name, text in (
-        ("prompt_lengths", "Tokens of the prompts whose prefill is timed."),
-        ("contexts", "Tokens in the cache when decoding starts."),
-        ("batch_sizes", "Sequences decoded at once."),
-        ("calibration_windows", "Windows with which the compression itself is timed; it is not, if not given."),
-    ):
-        parser.add_argument(f"--{name}", nargs="*", type=int, default=list(getattr(timed, name)), help=text)
-    for name, text in (
-        ("new_tokens", "Tokens decoded for each sequence."),
-        ("calibration_length", "Tokens in a calibration window."),
-        ("repeats", "Times that each is measured."),
-        ("warmup", "Times that each is run before."),
-        ("seed", "Seed of the tokens and of random weights."),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=getattr(timed, name), help=text)
-    parser.add_argument("--compile", action="store_true", help="Run both models through torch.compile.")
-    parser.add_argument("--output", type=str | None, help="New folder for benchmark.json and the picture benchmark.png.")
-    parser.add_argument("--dtype", type=str, default="auto", help="Data type of the weights.")
-    parser.add_argument("--device", type=str, default="auto", help="Torch device.")
-    parser.add_argument("--trust_remote_code", action="store_true", help="Let code in a checkpoint run.")
-    parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
-    add_plugins(parser)
-    bypasses = [part for name in ("attention_bypass", "ffn_bypass") for part in (f"--{name}", DEFAULTS[name])]
-    wanted = importable_arguments([*bypasses, *without_plugins(arguments)])
-    given = parser.instantiate(parser.parse_args(wanted)).as_dict()
-    as_json = given.pop("json")
-    for name in ("config", "plugins"):
-        given.pop(name)
-    workload = Workload(**{name: given.pop(name) for name in vars(timed)})
-    result = benchmark(workload=workload, **given)
+    parser = _parser()
+    rest = add_plugins(arguments)
+    configurations, rest = take(rest, "config".__eq__)
+    dotted, rest = take(rest, lambda option: "." in option)
+    typed_in = vars(parser.parse_args(rest))
+    as_json = typed_in.pop("json", False)
+    given: dict[str, Any] = {}
+    for source in (*(read_mapping(name) for _, name in configurations), {**typed_in, **dict(dotted)}):
+        given = merge(given, unfold(source))
+    from subfit.benchmarking.benchmark import benchmark_from  # imports torch, which help does not wait for
+
+    result = benchmark_from(given)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
-        _show(result, given["output"])
+        _show(result, given.get("output"))
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("subfit benchmark", "Speed and memory of a compressed model, beside the dense one.")
+    parser.argument_default = argparse.SUPPRESS  # what is not given is as the configuration says, or at its default
+    parser.add_argument("model", nargs="?", help="The compressed model: its folder or hub name.")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with options; of several, the later wins.")
+    parser.add_argument("--reference", help="The dense model: hub name, folder, .gguf file or smollm2-135m.")
+    parser.add_argument("--random_weights", help="A configuration to build both models from instead.")
+    parser.add_argument("--sparsity", type=float, help="Share of either type that is then replaced [0.25].")
+    parser.add_argument("--attention_bypass", help="What then takes the place of an Attention [low_rank].")
+    parser.add_argument("--ffn_bypass", help="What then takes the place of a FeedForward [shared_low_rank].")
+    file = file_of("subfit.benchmarking.speed")
+    assert file is not None
+    workload = read(file).classes["Workload"]
+    texts = documented(workload.documentation)
+    for argument in workload.arguments:
+        text = with_default(argument, texts[argument.name])
+        many = "*" if (argument.annotation or "").startswith("Sequence") else None
+        parser.add_argument(f"--{argument.name}", nargs=many, type=int, help=text)
+    parser.add_argument("--compile", action="store_true", help="Run both models through torch.compile.")
+    parser.add_argument("--output", help="New folder for benchmark.json and the picture benchmark.png.")
+    parser.add_argument("--dtype", help="Data type of the weights [auto].")
+    parser.add_argument("--device", help="Torch device [auto].")
+    parser.add_argument("--trust_remote_code", action="store_true", help="Let code in a checkpoint run.")
+    parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
+    document_plugins(parser)
+    return parser
 
 
 def _show(result: dict[str, Any], output: str | None) -> None:

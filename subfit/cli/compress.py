@@ -8,35 +8,51 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from subfit import api
-from subfit.config import (
-    add_plugins,
-    compression_parser,
-    configuration_of,
-    importable_arguments,
-    options_from,
-    with_defaults,
-    without_plugins,
-)
-from subfit.model.processes import is_rank_zero
+from subfit.cli.arguments import add_plugins, take
+from subfit.cli.help import options_help
+from subfit.config import configuration, resolve
+from subfit.errors import SubFitError
+
+HELP = """usage: subfit compress [--config NAME] [--OPTION VALUE] ...
+
+Replaces submodules of a model by small fitted bypasses. Options win over those in configurations; of several
+configurations, the later wins. A strategy's arguments are options inside it: --scorer kl --scorer.windows 4.
+
+  --config NAME
+      A preset (`subfit list presets`), a YAML or JSON file, or the compression.json of a run; may be repeated
+  --plugins FILE
+      A .py file with strategies; may be repeated
+  --print_config
+      Print the whole configuration, which as --config makes the same run, and stop
+  --json
+      Print the record as JSON
+  --debug
+      Show where an error comes from
+"""
 
 
 def run(arguments: list[str]) -> int:
     """Runs `subfit compress`."""
-    parser = compression_parser("subfit compress", "Replaces submodules of a model by small fitted bypasses.")
-    parser.add_argument("--json", action="store_true", help="Print the record as JSON.")
-    add_plugins(parser)
-    wanted = [argument for argument in without_plugins(arguments) if argument != "--print_config"]
-    parsed = parser.parse_args(with_defaults(importable_arguments(wanted)))
-    configuration = configuration_of(parser, parsed)
-    if "--print_config" in arguments:
-        print(yaml.safe_dump(configuration, sort_keys=False), end="")
+    if "--help" in arguments or "-h" in arguments:
+        print(HELP + options_help("subfit.config", "Options"))
         return 0
-    options = options_from(parser, parsed)
-    record = api.run(options, configuration).record
+    flags = [argument for argument in arguments if argument in ("--json", "--print_config")]
+    rest = add_plugins([argument for argument in arguments if argument not in flags])
+    configurations, rest = take(rest, "config".__eq__)
+    given, unexpected = take(rest, lambda option: True)
+    if unexpected:
+        raise SubFitError(f"unexpected argument {unexpected[0]!r}; options are given as --OPTION VALUE")
+    options = resolve(*(str(name) for _, name in configurations), dict(given))
+    if "--print_config" in flags:
+        print(yaml.safe_dump(configuration(options), sort_keys=False), end="")
+        return 0
+    from subfit import api  # imports torch, which help does not wait for
+    from subfit.model.processes import is_rank_zero
+
+    record = api.run(options).record
     if not is_rank_zero():
         return 0
-    if parsed.json:
+    if "--json" in flags:
         print(json.dumps(record, indent=2))
     else:
         _show(record, options.output)

@@ -1,5 +1,6 @@
 """`subfit evaluate`."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from subfit import api
-from subfit.calibration.data import Data, EvaluationData
-from subfit.config import Parser
+from subfit.cli.arguments import Parser
 from subfit.errors import SubFitError
 
 WIDTH = 110  # of the tables, where no terminal says how wide it is
@@ -18,29 +17,36 @@ WIDTH = 110  # of the tables, where no terminal says how wide it is
 def run(arguments: list[str]) -> int:
     """Runs `subfit evaluate`."""
     text = "Perplexity and zero-shot accuracy of a model, and what it retains of a reference's."
-    parser = Parser(prog="subfit evaluate", description=text)
+    parser = Parser("subfit evaluate", text)
     parser.add_argument("model", help="The model: hub name, folder, .gguf file or smollm2-135m.")
-    parser.add_argument("--reference", type=str | None, help="The model to compare with, such as the dense one.")
+    parser.add_argument("--reference", help="The model to compare with, such as the dense one.")
     files = "Text files, each as NAME=PATH or PATH; without any and without tasks, sampled from the reference."
-    parser.add_argument("--data", type=str, nargs="+", action="extend", default=[], metavar="TEXT", help=files)
-    parser.add_argument("--in_domain", type=str, nargs="*", metavar="NAME", help="Texts of the calibration's domain.")
-    parser.add_argument("--windows", type=int, default=EvaluationData.windows, help="Number of windows of each text.")
-    parser.add_argument("--length", type=int, default=EvaluationData.length, help="Tokens in a window.")
-    parser.add_argument("--stride", type=int | None, help="Tokens from window to window; the length if not given.")
+    parser.add_argument("--data", nargs="+", action="extend", default=[], metavar="TEXT", help=files)
+    parser.add_argument("--in_domain", nargs="*", metavar="NAME", help="Texts of the calibration's domain.")
+    parser.add_argument("--windows", type=int, default=argparse.SUPPRESS, help="Number of windows of each text [16].")
+    parser.add_argument("--length", type=int, default=argparse.SUPPRESS, help="Tokens in a window [512].")
+    parser.add_argument("--stride", type=int, help="Tokens from window to window; the length if not given.")
     tasks = "Zero-shot tasks: local .jsonl files, or names of lm-evaluation-harness."
-    parser.add_argument("--tasks", type=str, nargs="+", action="extend", default=[], metavar="TASK", help=tasks)
-    parser.add_argument("--items", type=int | None, help="Number of items of each task; all if not given.")
+    parser.add_argument("--tasks", nargs="+", action="extend", default=[], metavar="TASK", help=tasks)
+    parser.add_argument("--items", type=int, help="Number of items of each task; all if not given.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of sampling and of resampling.")
-    parser.add_argument("--dtype", type=str, default="auto", help="Data type of the weights.")
-    parser.add_argument("--device", type=str, default="auto", help="Torch device.")
+    parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
+    parser.add_argument("--device", default="auto", help="Torch device.")
     parser.add_argument("--batch_size", type=int, default=4, help="Windows, or sequences of 512 tokens, run at once.")
     parser.add_argument("--trust_remote_code", action="store_true", help="Let code in a checkpoint run.")
     parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
-    given = parser.parse_args(arguments).as_dict()
-    as_json, size = given.pop("json"), {name: given.pop(name) for name in ("windows", "length")}
-    texts = {name: Data(path=path, **size) for name, path in _named(given.pop("data")).items()}
+    given = vars(parser.parse_args(arguments))
+    from subfit.calibration.data import Data, EvaluationData  # imports torch, which help does not wait for
+    from subfit.evaluation.evaluate import evaluate
+
+    as_json = given.pop("json")
+    size = {name: given.pop(name) for name in ("windows", "length") if name in given}
+    texts = {
+        name: Data(path=path, **{"windows": EvaluationData.windows, **size})
+        for name, path in _named(given.pop("data")).items()
+    }
     data = texts if texts or given["tasks"] else EvaluationData(**size)
-    result = api.evaluate(given.pop("model"), data=data, **given)
+    result = evaluate(given.pop("model"), data=data, **given)
     if as_json:
         print(json.dumps(result, indent=2))
     else:

@@ -1,14 +1,17 @@
-"""The command line: `subfit compress`, `subfit evaluate`, `subfit benchmark`, `subfit list`.
+"""The command line: one command is one file here.
 
-Results go to stdout, progress and messages to stderr. What the user can mend is one line and exit code 2.
+Results go to stdout, progress and messages to stderr. User errors print one line and exit with status 2.
 """
 
 import argparse
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
-from typing import Any
+from types import FrameType
 
 from subfit import __version__
 from subfit.errors import SubFitError
@@ -19,7 +22,7 @@ COMMANDS = {
     "benchmark": "speed and memory of a compressed model, beside the dense one",
     "ablate": "run the cells of a grid, which share what they have in common",
     "report": "one page, with pictures, on what ablations have found",
-    "list": "the scorers, selectors and bypasses there are",
+    "list": "the scorers, selectors, bypasses and presets there are",
 }
 
 
@@ -32,13 +35,14 @@ def main(argv: list[str] | None = None) -> int:
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)  # its own parser answers --help
     command = parser.parse_args(arguments[:1]).command
-    before = signal.signal(signal.SIGTERM, _terminate)
+    kept = "finished cells are kept" if command == "ablate" else "nothing was written"
+    before = signal.signal(signal.SIGTERM, partial(_terminate, f"subfit {command}: terminated; {kept}"))
     debug = "--debug" in arguments
     rest = [argument for argument in arguments[1:] if argument != "--debug"]
-    if command == "ablate" or os.environ.get("RANK", "0") != "0":  # its table, or the first process, shows how far it is
-        os.environ.setdefault("TQDM_DISABLE", "1")
+    shown_elsewhere = command == "ablate" or os.environ.get("RANK", "0") != "0"  # in its table, or by the first process
     try:
-        code = import_module(f"subfit.cli.{command}").run(rest)  # torch is imported here, not for --help
+        with _without_progress_bars() if shown_elsewhere else nullcontext():
+            code: int = import_module(f"subfit.cli.{command}").run(rest)
         sys.stdout.flush()
         return code
     except SubFitError as error:
@@ -47,7 +51,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"subfit {command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = "finished cells are kept" if command == "ablate" else "nothing was written"
         print(f"subfit {command}: interrupted; {kept}", file=sys.stderr)
         return 130
     except (BrokenPipeError, SystemExit) as error:
@@ -60,7 +63,19 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def _terminate(number: int, frame: Any) -> None:
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Within the context, tqdm is told to show nothing; what the user has set holds."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
+
+
+def _terminate(message: str, number: int, frame: FrameType | None) -> None:
     """Leaves by an exception, so that what is half-written is removed on the way."""
-    print("subfit: terminated; nothing was written", file=sys.stderr)
+    print(message, file=sys.stderr)
     sys.exit(128 + number)

@@ -2,23 +2,26 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from itertools import accumulate
 
-from subfit.bypass import Bypass
+from subfit.bypass import Substitute
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
 from subfit.fitting.costs import Unit, bypass_costs, check_unit, site_costs
 from subfit.model.submodules import KINDS, Kind, Site
+
+ROUNDING = 1e-9  # share of a goal that sums of what sites save may miss it by
 
 
 class Budget:
     """How much to take out of a model.
 
     In submodules, the paper's budget (arXiv 2606.02559): round(sparsity * n) of the n sites of each type, halves rounded
-    up. In another unit: at least that share of what the sites of each type cost, net of what their bypasses cost.
+    up. In another unit: at least that share of what the sites of each type cost, net of what takes their places.
 
     Args:
         calibration: the model and its sites.
-        bypasses: what would take the place of each kind of site.
+        substitutes: what would take the places of the sites of each kind.
         sparsity: the share to take out, in [0, 1).
         unit: see `fitting.costs.site_costs`.
 
@@ -27,12 +30,12 @@ class Budget:
     """
 
     def __init__(
-        self, calibration: Calibration, bypasses: Mapping[Kind, Bypass], sparsity: float, unit: Unit = "submodules"
+        self, calibration: Calibration, substitutes: Mapping[Kind, Substitute], sparsity: float, unit: Unit = "submodules"
     ):
         check_sparsity(sparsity)
         check_unit(unit)
         self._calibration = calibration
-        self._bypasses = bypasses
+        self._substitutes = substitutes
         self.sparsity = sparsity
         self.unit = unit
 
@@ -40,7 +43,7 @@ class Budget:
         """Returns what replacing each site saves in a unit, by default the budget's, net of its bypass."""
         unit = unit or self.unit
         gross = site_costs(self._calibration, unit)
-        added = bypass_costs(self._calibration, self._bypasses, unit)
+        added = bypass_costs(self._calibration, self._substitutes, unit)
         return {site: gross[site] - added[site] for site in gross}
 
     def goal(self, *kinds: Kind, sparsity: float | None = None, unit: Unit | None = None) -> float:
@@ -64,21 +67,23 @@ class Budget:
             SubFitError: if all groups together do not reach the goal.
         """
         savings, goal = self.savings(), part * self.goal(*kinds)
-        chosen, saved = list[tuple[Site, ...]](), 0.0
-        for group in ranked:
-            gain = sum(savings[site] for site in group)
-            if gain <= 0:
-                continue
-            if saved >= goal * (1 - 1e-9) if part == 1 else saved + gain / 2 > goal:
-                break
-            chosen, saved = [*chosen, group], saved + gain
-        if part == 1 and saved < goal * (1 - 1e-9):
-            what = " and ".join({"attention": "Attentions", "ffn": "FeedForwards"}[kind] for kind in kinds)
-            raise SubFitError(
-                f"a sparsity of {self.sparsity} cannot be reached: all {what} that may be replaced save {saved:.4g} "
-                f"{self.unit}, and {goal:.4g} are wanted"
-            )
-        return chosen
+        gains = {group: sum(savings[site] for site in group) for group in ranked}
+        groups = [group for group, gain in gains.items() if gain > 0]
+        saved = [0.0, *accumulate(gains[group] for group in groups)]  # by the first groups, as many as the index says
+        if part < 1:
+            count = sum(before + gains[group] / 2 <= goal for before, group in zip(saved, groups, strict=False))
+        else:
+            count = next((n for n, total in enumerate(saved) if total >= goal * (1 - ROUNDING)), -1)
+        if count < 0:
+            raise self._cannot_be_reached(kinds, saved[-1], goal)
+        return groups[:count]
+
+    def _cannot_be_reached(self, kinds: Collection[Kind], saved: float, goal: float) -> SubFitError:
+        what = " and ".join({"attention": "Attentions", "ffn": "FeedForwards"}[kind] for kind in kinds)
+        return SubFitError(
+            f"a sparsity of {self.sparsity} cannot be reached: all {what} that may be replaced save {saved:.4g} "
+            f"{self.unit}, and {goal:.4g} are wanted"
+        )
 
 
 def check_sparsity(sparsity: float) -> None:

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from subfit.bypass import Bypass
+from subfit.bypass import Substitute
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
+from subfit.fitting.substitutes import groups_of
 from subfit.model.sizes import kv_bytes_per_token
-from subfit.model.submodules import KINDS, Kind, Site
+from subfit.model.submodules import Kind, Site
 
 Unit = Literal["submodules", "parameters", "kv_bytes", "flops", "latency"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
@@ -53,19 +54,21 @@ def flops_per_token(calibration: Calibration, replaced: Mapping[Site, nn.Module]
     return whole, compressed
 
 
-def bypass_costs(calibration: Calibration, bypasses: Mapping[Kind, Bypass], unit: Unit) -> Costs:
-    """Returns what a bypass in the place of each site would cost, if all sites of its kind were replaced.
+def bypass_costs(calibration: Calibration, substitutes: Mapping[Kind, Substitute], unit: Unit) -> Costs:
+    """Returns what a bypass in the place of each site would cost, the mean over the sites that share one substitute.
 
-    A parameter is one multiplication and one addition for each token; the latency is taken to be in proportion to these.
+    A bypass has no cache and counts no submodule; each of its parameters is multiplied and added once for a token. Its
+    seconds are estimated at the rate at which its site does its arithmetic.
     """
+    if unit not in ("parameters", "flops", "latency"):
+        return dict.fromkeys(calibration.sites, 0.0)
     costs: Costs = {}
-    for kind in KINDS:
-        sites = [site for site in calibration.sites if site.kind == kind]
-        added = bypasses[kind].parameters(sites) / len(sites) if unit in ("parameters", "flops", "latency") else 0.0
-        for site in sites:
-            costs[site] = added if unit == "parameters" else 2 * added
-            if unit == "latency":
-                costs[site] *= site_costs(calibration, "latency")[site] / site_costs(calibration, "flops")[site]
+    for substitute, sites in groups_of({site: substitutes[site.kind] for site in calibration.sites}).items():
+        added = substitute.parameters(sites) / len(sites)
+        costs.update({site: added if unit == "parameters" else 2 * added for site in sites})
+    if unit == "latency":
+        seconds, flops = site_costs(calibration, "latency"), site_costs(calibration, "flops")
+        costs = {site: cost * seconds[site] / flops[site] for site, cost in costs.items()}
     return costs
 
 

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from subfit.calibration.moments import Moments
+
 ROUNDING = 1e-12  # what centring leaves of a constant, as a share of its mean square, is less
 
 
 @dataclass(frozen=True)
 class Centred:
-    """Mean and covariance of a site's inputs and targets.
+    """Means and covariances of features, the inputs of a regression, and targets.
 
     Attributes:
-        mean_x, mean_y: (d).
-        xx: (d, d), the covariance of the inputs.  xy: (d, d), the covariance of inputs with targets.
+        mean_x: (f).  mean_y: (d).
+        xx: (f, f), the covariance of the inputs.  xy: (f, d), the covariance of inputs with targets.
         yy: the total variance of the targets, a sum over dimensions; 0 if they are constant, to the precision of their sums.
     """
 
@@ -29,16 +31,16 @@ class Centred:
     yy: Tensor
 
 
-def centre(sums: dict[str, Tensor]) -> Centred:
-    """Turns the sums of `Moments.compute` into means and covariances."""
-    n, x, y = sums["n"], sums["x"] / sums["n"], sums["y"] / sums["n"]
-    square = sums["yy"] / n
+def centre(moments: Moments) -> Centred:
+    """Turns sums into means and covariances."""
+    n, x, y = moments.n, moments.x / moments.n, moments.y / moments.n
+    square = moments.yy / n
     variance = square - y @ y
     return Centred(
         mean_x=x,
         mean_y=y,
-        xx=sums["xx"] / n - torch.outer(x, x),
-        xy=sums["xy"] / n - torch.outer(x, y),
+        xx=moments.xx / n - torch.outer(x, x),
+        xy=moments.xy / n - torch.outer(x, y),
         yy=torch.where(variance > ROUNDING * square, variance, 0.0),
     )
 
@@ -118,21 +120,21 @@ def project(c: Centred, a: Tensor) -> Centred:
     return Centred(mean_x=c.mean_x @ a, mean_y=c.mean_y, xx=a.T @ c.xx @ a, xy=a.T @ c.xy, yy=c.yy)
 
 
-def explained_variance(sums: dict[str, Tensor], linear_map: Tensor, bias: Tensor) -> float:
-    """R^2 of x W + b over the tokens of `sums`; negative where the mean of the targets predicts better.
+def explained_variance(moments: Moments, linear_map: Tensor, bias: Tensor) -> float:
+    """R^2 of x W + b over the tokens of `moments`; negative where the mean of the targets predicts better.
 
     It is NaN where the targets are constant, as there is nothing to explain.
     """
-    c = centre(sums)
+    c = centre(moments)
     offset = c.mean_y - c.mean_x @ linear_map - bias
     error = c.yy - 2 * (linear_map * c.xy).sum() + ((c.xx @ linear_map) * linear_map).sum() + offset @ offset
     return float(1 - error / c.yy) if c.yy > 0 else float("nan")
 
 
-def uncentred(sums: dict[str, Tensor]) -> Centred:
+def uncentred(moments: Moments) -> Centred:
     """The second moments themselves, for maps without a bias: as if inputs and targets had mean zero."""
-    n, zero = sums["n"], torch.zeros_like(sums["x"])
-    return Centred(mean_x=zero, mean_y=zero, xx=sums["xx"] / n, xy=sums["xy"] / n, yy=sums["yy"] / n)
+    n, zero_x, zero_y = moments.n, torch.zeros_like(moments.x), torch.zeros_like(moments.y)
+    return Centred(mean_x=zero_x, mean_y=zero_y, xx=moments.xx / n, xy=moments.xy / n, yy=moments.yy / n)
 
 
 def varying(c: Centred) -> Tensor:

@@ -1,96 +1,154 @@
-"""What bypasses are fitted from: the moments of what they read and of their targets, gathered on the dense stream."""
+"""What bypasses are fitted from: statistics of features and targets, accumulated on the dense stream."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
-from subfit.bypass import Bypass
+from subfit.bypass import Bypass, Statistics
 from subfit.calibration.cache import Cache
 from subfit.calibration.capture import Calibration
-from subfit.calibration.moments import Moments
+from subfit.calibration.moments import Moments, StreamingMoments
+from subfit.model.activations import Activations
 from subfit.model.processes import all_gather_rows
-from subfit.model.submodules import Seen, Site
+from subfit.model.submodules import Site
 
-Plan = dict[Site, Bypass]
+Done = Callable[[Site, Any], None]
 
 
-class Evidence:
-    """What a bypass is fitted from: the moments of what it reads and its targets, and the pairs if it needs them."""
+@dataclass
+class Pairs(Moments):
+    """Moments, and the tokens that they are of.
 
-    def __init__(self, site: Site, bypass: Bypass):
-        self._bypass = bypass
-        self._width = site.width
-        self._moments: Moments | None = None
+    Attributes:
+        inputs: (tokens, f), features, in the model's data type.
+        targets: (tokens, d), the same.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+
+class StreamingPairs(StreamingMoments):
+    """Accumulates `Pairs`: for bypasses that are trained on the tokens themselves. The memory grows with their number."""
+
+    def __init__(self, features: int, width: int):
+        super().__init__(features, width)
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
+    def update(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
+        super().update(x, y, weight)
+        self._pairs.append((x.flatten(0, -2).clone(), y.flatten(0, -2).to(x.dtype, copy=True)))
+
+    def compute(self) -> Pairs:
+        inputs, targets = (all_gather_rows(torch.cat(part)) for part in zip(*self._pairs, strict=True))
+        return Pairs(**vars(super().compute()), inputs=inputs, targets=targets)
+
+
+class Collector:
+    """Accumulates statistics of features and targets, of sizes that the first batch shows.
+
+    Args:
+        statistics: see `Bypass`.
+    """
+
+    def __init__(self, statistics: Statistics | None):
+        self._statistics = statistics
+        self._metric: Metric | None = None
+
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Adds what the bypass reads in one batch, and its targets; both (windows, tokens, d)."""
-        self._moments = self._moments or Moments(self._width).to(x.device)
-        self._moments.update(x, y)
-        if self._bypass.needs == "pairs":
-            self._pairs.append((x.flatten(0, -2).clone(), y.flatten(0, -2).to(x.dtype, copy=True)))
+        """Adds the features (windows, tokens, f) and the targets (windows, tokens, d) of a batch."""
+        assert self._statistics is not None
+        if self._metric is None:
+            self._metric = self._statistics(x.shape[-1], y.shape[-1]).to(x.device)
+        self._metric.update(x, y)
 
-    def collect(self) -> dict[str, Tensor]:
-        """Returns the sums of `Moments.compute`, and `inputs` and `targets` (tokens, d) where pairs are needed."""
-        sums = self._moments.compute() if self._moments else {}
-        if self._pairs:
-            sums["inputs"], sums["targets"] = (all_gather_rows(torch.cat(part)) for part in zip(*self._pairs, strict=True))
-        return sums
+    def compute(self) -> Any:
+        """Returns what `fit` is given; None if it needs no data."""
+        return None if self._metric is None else self._metric.compute()
 
 
-def gather(calibration: Calibration, plan: Plan, done: Callable[[Site, dict[str, Tensor]], None]) -> None:
-    """Gives `done` what the bypass of each site of `plan` needs of the dense stream, as soon as it is complete.
+def gather(calibration: Calibration, plan: dict[Site, Bypass], done: Done) -> None:
+    """Gives `done` the statistics of each site of `plan` on the dense stream, as soon as they are complete.
 
     Where the calibration has a cache, the moments of all sites are gathered once, and read from there by every later fit.
     """
     cache = calibration.cache
-    cached = {} if cache is None else {site: bypass for site, bypass in plan.items() if bypass.needs == "moments"}
+    cached = {} if cache is None else {site: bypass for site, bypass in plan.items() if _has_common_moments(bypass)}
     _watch(calibration, {site: bypass for site, bypass in plan.items() if site not in cached}, done)
     for site, bypass in cached.items():
+        assert cache is not None
         done(site, _cached(calibration, cache, site, bypass))
 
 
+class StatisticsFiles:
+    """Statistics kept in files: however many sites a group has, those of one are in memory.
+
+    Args:
+        cache: where.
+    """
+
+    def __init__(self, cache: Cache):
+        self._cache = cache
+        self._kinds: dict[Site, type] = {}
+
+    def put(self, site: Site, statistics: Any) -> None:
+        """Keeps the statistics of a site, an object with tensors as its fields."""
+        self._kinds[site] = type(statistics)
+        self._cache.put(site.name, dict(vars(statistics)))
+
+    def load(self, site: Site) -> Any:
+        """Returns the statistics of a site."""
+        return self._kinds[site](**self._cache.load(site.name))
+
+
 @contextmanager
-def evidence_files(calibration: Calibration) -> Iterator[Cache]:
-    """Yields a cache in a temporary folder: however many sites a group has, the evidence of one is in memory."""
-    with TemporaryDirectory(prefix="subfit-evidence-") as folder:
-        yield Cache(folder, str(calibration.device))
+def statistics_files(calibration: Calibration) -> Iterator[StatisticsFiles]:
+    """Yields a place for statistics in a temporary folder."""
+    with TemporaryDirectory(prefix="subfit-statistics-") as folder:
+        yield StatisticsFiles(Cache(folder, str(calibration.device)))
 
 
-def read(bypass: Bypass, seen: Seen) -> Tensor:
-    """Returns what a bypass reads of what passes its site."""
-    return seen.h if bypass.reads == "stream" else seen.x
+def _has_common_moments(bypass: Bypass) -> bool:
+    """Whether a bypass is fitted from the moments that all bypasses have in common which read the same."""
+    return bypass.statistics is StreamingMoments and has_default_features(bypass)
+
+
+def has_default_features(bypass: Bypass) -> bool:
+    """Whether the features of a bypass are what its module reads."""
+    return type(bypass).features is Bypass.features
 
 
 def _name(site: Site, bypass: Bypass) -> str:
     return f"{site.name}-{'stream' if bypass.reads == 'stream' else 'input'}"
 
 
-def _cached(calibration: Calibration, cache: Cache | None, site: Site, bypass: Bypass) -> dict[str, Tensor]:
+def _cached(calibration: Calibration, cache: Cache, site: Site, bypass: Bypass) -> Moments:
     """The moments of a site, and on the way to them those of all sites that are not in the cache."""
-    assert cache is not None
     found = cache.get(_name(site, bypass))
-    if found is not None:
-        return found
-    missing = {other: bypass for other in calibration.sites if cache.get(_name(other, bypass)) is None}
-    _watch(calibration, missing, lambda other, sums: cache.put(_name(other, bypass), sums))
-    return cache.load(_name(site, bypass))
+    if found is None:
+        missing = {other: bypass for other in calibration.sites if cache.get(_name(other, bypass)) is None}
+        _watch(calibration, missing, lambda other, moments: cache.put(_name(other, bypass), dict(vars(moments))))
+        found = cache.load(_name(site, bypass))
+    return Moments(**found)
 
 
-def _watch(calibration: Calibration, plan: Plan, done: Callable[[Site, dict[str, Tensor]], None]) -> None:
-    """As `gather`, from the model itself; sites that need nothing are not waited for."""
-    evidence: dict[Site, Evidence] = {}
-
-    def visit(site: Site, seen: Seen) -> None:
-        if site not in evidence:
-            evidence[site] = Evidence(site, plan[site])
-        evidence[site].add(read(plan[site], seen), seen.y)
-
-    watched = [site for site, bypass in plan.items() if bypass.needs != "nothing"]
+def _watch(calibration: Calibration, plan: dict[Site, Bypass], done: Done) -> None:
+    """As `gather`, from the model itself; sites that need no data are not waited for."""
+    watched = {site: bypass for site, bypass in plan.items() if bypass.statistics is not None}
     for site in plan:
         if site not in watched:
-            done(site, {})
-    calibration.watch_sites(watched, "fit", visit, lambda site: done(site, evidence.pop(site).collect()))
+            done(site, None)
+    collectors: dict[Site, Collector] = {}
+
+    def visit(site: Site, seen: Activations) -> None:
+        if site not in collectors:
+            collectors[site] = Collector(watched[site].statistics)
+        collectors[site].add(watched[site].features(seen), seen.y)
+
+    calibration.watch_sites(watched, "fit", visit, lambda site: done(site, collectors.pop(site).compute()))

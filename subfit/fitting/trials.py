@@ -8,9 +8,10 @@ from tqdm.auto import tqdm
 from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration
 from subfit.evaluation.divergence import divergence, next_token_loss
-from subfit.fitting.sequential import fit_one_shot
+from subfit.fitting.one_shot import fit_one_shot
+from subfit.fitting.substitutes import Plan
 from subfit.model.residual_stream import ResidualStream
-from subfit.model.submodules import KINDS, Site
+from subfit.model.submodules import Site
 
 
 class Trials:
@@ -29,9 +30,8 @@ class Trials:
 
     def __init__(self, calibration: Calibration, bypass: Bypass, windows: int, length: int):
         self.calibration = calibration
-        sites = calibration.sites
-        plan = {s: b for kind in KINDS for s, b in bypass.assign([s for s in sites if s.kind == kind]).items()}
-        self.replacements = {r.site: r for r in fit_one_shot(calibration, {site: plan[site] for site in sites})}
+        plan: Plan = dict.fromkeys(calibration.sites, bypass)
+        self.replacements = {replacement.site: replacement for replacement in fit_one_shot(calibration, plan)}
         self.tokens = calibration.some(windows, length)
         stream = self._finish(self._start())
         with torch.no_grad():
@@ -44,7 +44,7 @@ class Trials:
 
         Only the latest are kept, as they hold the logits of the reference.
         """
-        key = (type(bypass), repr(vars(bypass)), windows, length)
+        key = (type(bypass), repr(bypass), windows, length)
         if calibration.memory.get(cls, (None,))[0] != key:
             calibration.memory.pop(cls, None)
             calibration.memory[cls] = (key, cls(calibration, bypass, windows, length))

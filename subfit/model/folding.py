@@ -1,4 +1,4 @@
-"""Merging a linear map of what a FeedForward adds into its output projection, so that it costs nothing."""
+"""Folding a linear map of what a FeedForward adds into its output projection, so that it costs nothing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from subfit.errors import SubFitError
 from subfit.model.processes import full_tensor
-from subfit.model.submodules import Site, probe
+from subfit.model.submodules import Site
 
 
 def last_kept_ffn(sites: Sequence[Site], dropped: set[Site], site: Site) -> Site:
@@ -25,36 +25,25 @@ def last_kept_ffn(sites: Sequence[Site], dropped: set[Site], site: Site) -> Site
                 return before
             break
     raise SubFitError(
-        f"{site.name}: a bypass merged into the previous FeedForward needs a kept one before it, "
+        f"{site.name}: a map folded into the previous FeedForward needs a kept one before it, "
         "with nothing but dropped sites between them; use it with whole contiguous layers, not from layer 0 on"
     )
 
 
-@torch.no_grad()
-def output_projection(model: Any, site: Site) -> str:
+def output_projection(model: nn.Module, site: Site) -> str:
     """Returns the path of the linear layer whose output is what `site` adds to the stream.
 
     Raises:
         SubFitError: if there is no such layer (an output norm, experts, another kind of layer).
     """
-    core = model.get_submodule(site.path)
-    gave: dict[str, torch.Tensor] = {}
-    linears = [(name, module) for name, module in core.named_modules() if isinstance(module, nn.Linear)]
-    hooks = [module.register_forward_hook(lambda m, a, out, name=name: gave.update({name: out})) for name, module in linears]
-    last = core.register_forward_hook(lambda m, a, out: gave.update({"": out[0] if isinstance(out, tuple) else out}))
-    try:
-        probe(model)
-    finally:
-        for hook in (*hooks, last):
-            hook.remove()
-    found = [name for name in gave if name and gave[name] is gave[""]]
-    if site.output_norm is not None or not found:
-        raise SubFitError(f"{site.name} does not end in a linear layer; nothing can be merged into it")
-    return f"{site.path}.{found[0]}"
+    path = site.output_projection
+    if site.output_norm is not None or path is None or not isinstance(model.get_submodule(path), nn.Linear):
+        raise SubFitError(f"{site.name} does not end in a linear layer; nothing can be folded into it")
+    return path
 
 
 @torch.no_grad()
-def merged(linear: Any, change: Any) -> nn.Linear:
+def folded(linear: Any, change: Any) -> nn.Linear:
     """Returns a copy of the linear layer `linear` that gives y + change(y) where it gave y; `change` has no bias."""
     weight = change.weight.T.double()
     weight = torch.eye(len(weight), dtype=torch.float64, device=weight.device) + weight

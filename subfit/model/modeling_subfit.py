@@ -68,6 +68,16 @@ class Sum(nn.Sequential):
         return sum(child(x) for child in self)
 
 
+class Product(nn.Sequential):
+    """The product of what its children give for the same input, as in a gated feed-forward."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, *others = (child(x) for child in self)
+        for other in others:
+            first = first * other
+        return first
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)), a gated feed-forward with `hidden` units."""
 

@@ -2,10 +2,13 @@
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
@@ -56,6 +59,18 @@ def shard_model(model: nn.Module, device: torch.device) -> None:
     for layer in decoder_layers(model)[1]:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     model.to(device)
+
+
+@contextmanager
+def unsharded(layer: nn.Module) -> Iterator[None]:
+    """Within the context, each process has the whole weights of a decoder layer, to run a part of it by itself."""
+    if isinstance(layer, FSDPModule):
+        layer.unshard()
+    try:
+        yield
+    finally:
+        if isinstance(layer, FSDPModule):
+            layer.reshard()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

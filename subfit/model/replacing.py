@@ -3,15 +3,30 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from subfit.bypass import Reads
 from subfit.errors import SubFitError
 from subfit.model.modeling_subfit import Shared, Zero, compressed_class, describe, stand_in
 from subfit.model.submodules import Site, decoder_layers
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What stands in a compressed model where a branch was.
+
+    Attributes:
+        site: where.
+        bypass: maps what it reads to what is added to the stream.
+        skipped_norms: module paths of the norms that are replaced by the identity.
+    """
+
+    site: Site
+    bypass: nn.Module
+    skipped_norms: tuple[str, ...]
 
 
 class Switch:
@@ -24,7 +39,10 @@ class Switch:
 
     Attributes:
         first_layer: index of the first decoder layer that it changes.
+        stand_in: what stands where a branch was that leaves the model, if one does.
     """
+
+    stand_in: StandIn | None = None
 
     def __init__(self, model: nn.Module, new: Mapping[str, nn.Module], old: Mapping[str, nn.Module]):
         self.model = model
@@ -52,12 +70,20 @@ class Switch:
         """Returns the number of parameters that leave the model."""
         return 0
 
-    def stand_ins(self) -> dict[Site, nn.Module]:
-        """Returns the sites whose branches leave the model, and what is there instead of each."""
-        return {}
-
 
 class Replacement(Switch):
+    """What was put in the place of a site; see the classes that derive from it.
+
+    Attributes:
+        site: the site.
+        explained: share of the targets' variance that the fit explains, if known.
+    """
+
+    site: Site
+    explained: float | None = None
+
+
+class BypassReplacement(Replacement):
     """A bypass in the place of a site of a model, which can be switched off and on.
 
     An output norm is always replaced by the identity, because the bypass is fitted to what the branch adds after it; the
@@ -66,51 +92,51 @@ class Replacement(Switch):
     Args:
         model: the model that the site is in.
         site: where to put the bypass.
-        bypass: maps what it reads to what is added to the stream.
+        bypass: maps what it reads to what is added to the stream; it gets the device and the data type of the branch.
         reads: see `Bypass.reads`.
-        merged: modules elsewhere in the model, by path, that do the bypass's work; nothing is left at the site.
-
-    Attributes:
-        explained: share of the targets' variance that the fit explains, if known.
+        elsewhere: other modules to exchange with it, by path.
     """
 
-    explained: float | None = None
-
     def __init__(
-        self,
-        model: nn.Module,
-        site: Site,
-        bypass: nn.Module,
-        reads: Reads,
-        merged: dict[str, nn.Module] | None = None,
+        self, model: nn.Module, site: Site, bypass: nn.Module, reads: str, elsewhere: Mapping[str, nn.Module] | None = None
     ):
         if reads == "stream" and site.shares_norm:
             raise SubFitError(f"{site.name}: its input norm feeds another branch too, so its bypass cannot read the stream")
         self.site = site
         weight = next(model.get_submodule(site.path).parameters())
         self.bypass = bypass.to(weight.device, weight.dtype).requires_grad_(False)
-        skips_input_norm = site.input_norm is not None and reads != "input" and not site.shares_norm
-        skipped = [site.input_norm if skips_input_norm else None, site.output_norm]
-        self.skipped_norms = [norm for norm in skipped if norm is not None]
-        self.left = Zero() if merged else self.bypass
-        new = {site.path: stand_in(self.left, site.as_dict(), counts=False)}
-        new.update({norm: nn.Identity() for norm in self.skipped_norms})
+        skips_input_norm = reads != "input" and not site.shares_norm
+        skipped = (site.input_norm if skips_input_norm else None, site.output_norm)
+        self.stand_in = StandIn(site, self.bypass, tuple(norm for norm in skipped if norm is not None))
+        new = {site.path: stand_in(self.bypass, site.as_dict(), counts=False)}
+        new.update({norm: nn.Identity() for norm in self.stand_in.skipped_norms})
         self._leaving = [model.get_submodule(path) for path in new]
-        new.update(merged or {})
+        new.update(elsewhere or {})
         super().__init__(model, new, {path: model.get_submodule(path) for path in new})
 
     def trainable(self) -> Iterable[nn.Module]:
-        return (self.left,)
+        return (self.bypass,)
 
     def removed_parameters(self) -> int:
         return sum(p.numel() for module in self._leaving for p in module.parameters())
 
-    def stand_ins(self) -> dict[Site, nn.Module]:
-        return {self.site: self.left}
+
+class FoldedReplacement(BypassReplacement):
+    """Nothing in the place of a site, as a map was folded into a weight that is kept.
+
+    Args:
+        model: the model that the site is in.
+        site: the site.
+        path: of the linear layer that the map was folded into.
+        folded: that layer with the map in its weight.
+    """
+
+    def __init__(self, model: nn.Module, site: Site, path: str, folded: nn.Module):
+        super().__init__(model, site, Zero(), "nothing", {path: folded})
 
 
-class Retrained(Replacement):
-    """A site whose layer stays with other weights: it keeps its structure, its size and its key-value cache.
+class RetrainedReplacement(Replacement):
+    """A site whose whole layer stays with other weights: it keeps its structure, its size and its key-value cache.
 
     Args:
         model: the model that the site is in.
@@ -121,20 +147,12 @@ class Retrained(Replacement):
 
     def __init__(self, model: nn.Module, site: Site, layer: nn.Module, trained: nn.Module):
         weight = next(layer.parameters())
-        trained = trained.to(weight.device, weight.dtype).requires_grad_(False)
+        self.site = site
         path = next(path for path, module in model.named_modules() if module is layer)
-        Switch.__init__(self, model, {path: trained}, {path: layer})
-        self.site, self.skipped_norms = site, []
-        self.bypass = trained
-
-    def trainable(self) -> Iterable[nn.Module]:
-        return ()
+        super().__init__(model, {path: trained.to(weight.device, weight.dtype).requires_grad_(False)}, {path: layer})
 
     def removed_parameters(self) -> int:
         return self.site.parameters  # which others replace
-
-    def stand_ins(self) -> dict[Site, nn.Module]:
-        return {}
 
 
 @contextmanager
@@ -174,29 +192,42 @@ def finalize(model: Any, switches: Sequence[Switch], sites: list[Site]) -> None:
         switches: what was exchanged in it.
         sites: all sites of the dense model.
     """
-    replacements = [s for s in switches if isinstance(s, Replacement) and not isinstance(s, Retrained)]
-    uses = Counter(id(module) for r in replacements for module in set(r.left.modules()))
-    shared: dict[str, nn.Module] = {}
-    described = []
-    replaced = {replacement.site for replacement in replacements}
-    attentions = [site for site in sites if site.kind == "attention"]
-    counter = attentions[0].path if replaced.issuperset(attentions) else None
-    for replacement in replacements:
-        for module in replacement.left.children():
-            if uses[id(module)] > 1 and not any(module is owner for owner in shared.values()):
-                shared[str(len(shared))] = module
-        entry = {**replacement.site.as_dict(), "skipped_norms": replacement.skipped_norms}
-        described.append({**entry, "bypass": describe(replacement.left, shared)})
-        for name, module in list(replacement.left.named_children()):
-            if any(module is owner for owner in shared.values()):
-                replacement.left.set_submodule(name, Shared(module))
-        if replacement.site.path == counter:
-            model.get_submodule(counter).counts = True
-    model.subfit_shared = nn.ModuleDict(shared)
+    placed = [switch.stand_in for switch in switches if switch.stand_in is not None]
+    shared = _shared_modules([its.bypass for its in placed])
     model.config.subfit = {
         "base_model_type": model.config.model_type,
-        "counter": counter,
+        "counter": _start_counter(model, placed, sites),
         "shared": {name: describe(module, {}) for name, module in shared.items()},
-        "sites": described,
+        "sites": [_described(its, shared) for its in placed],
     }
+    for its in placed:
+        for name, module in list(its.bypass.named_children()):
+            if any(module is owner for owner in shared.values()):
+                its.bypass.set_submodule(name, Shared(module))
+    model.subfit_shared = nn.ModuleDict(shared)
     model.__class__ = compressed_class(type(model))
+
+
+def _shared_modules(bypasses: list[nn.Module]) -> dict[str, nn.Module]:
+    """The children of bypasses that more than one of them has, by names of their own."""
+    uses = Counter(module for bypass in bypasses for module in set(bypass.modules()))
+    children = dict.fromkeys(child for bypass in bypasses for child in bypass.children())
+    return {str(i): module for i, module in enumerate(child for child in children if uses[child] > 1)}
+
+
+def _start_counter(model: Any, placed: list[StandIn], sites: list[Site]) -> str | None:
+    """Lets a bypass count the tokens if no Attention is left that could; returns its path."""
+    attentions = [site for site in sites if site.kind == "attention"]
+    if not {its.site for its in placed}.issuperset(attentions):
+        return None
+    model.get_submodule(attentions[0].path).counts = True
+    return attentions[0].path
+
+
+def _described(its: StandIn, shared: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """A stand-in as plain data."""
+    return {
+        **its.site.as_dict(),
+        "skipped_norms": list(its.skipped_norms),
+        "bypass": describe(its.bypass, shared),
+    }

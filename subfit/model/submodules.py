@@ -1,22 +1,24 @@
 """Where the branches of a decoder are: found by what its modules do, not by a list of model names."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from subfit.errors import SubFitError
 
 Kind = Literal["attention", "ffn"]
 KINDS: tuple[Kind, ...] = ("attention", "ffn")
+ROUNDING = 0.02  # of a layer's output, in bfloat16, is well below this share of it
 
 
 @dataclass(frozen=True)
 class Site:
-    """One residual branch of one decoder layer, h -> h + output_norm(branch(input_norm(h))).
+    """One submodule: a residual branch of one decoder layer, h -> h + output_norm(core(input_norm(h))).
 
     Attributes:
         kind: "attention" or "ffn".
@@ -28,6 +30,10 @@ class Site:
         returns: length of the tuple that the core returns; 0 for a bare tensor.
         width: d, the size of the residual stream.
         parameters: parameters of the core and of the output norm, which replacing takes out.
+        output_projection: module path of the linear layer whose output is what the core gives; None where there is none, as
+            in a mixture of experts.
+        hidden: number of features that the output projection reads: the hidden units of a FeedForward, or the sizes of the
+            heads of an Attention together; 0 where there is no output projection.
     """
 
     kind: Kind
@@ -40,6 +46,8 @@ class Site:
     returns: int
     width: int
     parameters: int
+    output_projection: str | None = None
+    hidden: int = 0
 
     @property
     def name(self) -> str:
@@ -53,11 +61,11 @@ class Site:
 
 @dataclass
 class Call:
-    """One call of a child module of a decoder layer: its path, the tensor it read and the one it gave."""
+    """One call of a module within a decoder layer: its path, the tensor it read and the one it gave."""
 
     path: str
-    read: torch.Tensor
-    gave: torch.Tensor
+    read: Tensor
+    gave: Tensor
     returns: int
     arguments: int
 
@@ -74,26 +82,10 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
-def first_tensor(args: tuple, kwargs: dict[str, Any]) -> Any:
-    """The tensor that a module reads: its first positional argument, or its first keyword argument."""
+def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Returns the tensor that a module reads: its first positional argument, or its first keyword argument."""
     value = args[0] if args else next(iter(kwargs.values()), None)
-    return value if isinstance(value, torch.Tensor) else None
-
-
-def _record_calls(path: str, layer: nn.Module, calls: list[Call]) -> list[Any]:
-    """Hooks every child of a decoder layer, and the layer itself (path ""), to append its calls to `calls`."""
-
-    def hook(name: str):
-        def record(module, args, kwargs, output):
-            returns = len(output) if isinstance(output, tuple) else 0
-            read, gave = first_tensor(args, kwargs), output[0] if returns else output
-            if read is not None and isinstance(gave, torch.Tensor) and gave is not read:
-                calls.append(Call(name, read, gave, returns, len(args) + len(kwargs)))
-
-        return record
-
-    named = [("", layer), *((f"{path}.{name}", child) for name, child in layer.named_children())]
-    return [child.register_forward_hook(hook(name), with_kwargs=True) for name, child in named]
+    return value if isinstance(value, Tensor) else None
 
 
 def probe(model: Any) -> None:
@@ -120,101 +112,96 @@ def find_sites(model: Any) -> list[Site]:
     """
     root, layers = decoder_layers(model)
     recorded: list[list[Call]] = [[] for _ in layers]
-    hooks = [
-        handle for index, layer in enumerate(layers) for handle in _record_calls(f"{root}.{index}", layer, recorded[index])
-    ]
-    try:
+    with ExitStack() as stack:
+        for index, layer in enumerate(layers):
+            for path, module in _recorded_modules(f"{root}.{index}", layer):
+                hook = module.register_forward_hook(_recorder(path, recorded[index]), with_kwargs=True)
+                stack.callback(hook.remove)
         probe(model)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return [site for index, calls in enumerate(recorded) for site in _sites_of_layer(model, index, calls)]
+    return [site for index, calls in enumerate(recorded) for site in _sites_of_layer(model, index, f"{root}.{index}", calls)]
 
 
-def _sites_of_layer(model: nn.Module, index: int, calls: list[Call]) -> Iterator[Site]:
-    whole = calls.pop()  # the layer itself returns last
-    branches = [call for call in calls if any(p.ndim > 1 for p in model.get_submodule(call.path).parameters())]
-    norms = [call for call in calls if call not in branches]
-    attention = [call for call in branches if call.arguments > 1]
-    ffn = [call for call in branches if call.arguments == 1]
-    where = f"layer {index} of {type(model).__name__}"
-    if len(attention) != 1 or len(ffn) != 1:
-        found = ", ".join(call.path for call in calls)
-        raise SubFitError(f"{where} is not one Attention and one FeedForward; its modules are {found}")
-    added = torch.zeros_like(whole.read)
-    for kind, call in zip(KINDS, (attention[0], ffn[0]), strict=True):
-        before = next((norm for norm in norms if norm.gave is call.read), None)
-        after = next((norm for norm in norms if norm.read is call.gave), None)
-        added = added + (after or call).gave
-        other = ffn[0] if kind == "attention" else attention[0]
-        core = model.get_submodule(call.path)
-        removed = [core] if after is None else [core, model.get_submodule(after.path)]
-        yield Site(
-            kind=kind,
-            layer=index,
-            path=call.path,
-            input_norm=before.path if before else None,
-            output_norm=after.path if after else None,
-            shares_norm=other.read is call.read,
-            slot=getattr(core, "layer_idx", index),
-            returns=call.returns,
-            width=call.read.shape[-1],
-            parameters=sum(p.numel() for module in removed for p in module.parameters()),
-        )
-    if not whole.gave.isfinite().all():
-        raise SubFitError(f"{where} gives NaN or infinite values")
-    error = (whole.read + added - whole.gave).float().norm() / whole.gave.float().norm()
-    if not error < 0.02:  # rounding in bfloat16 stays well below
-        raise SubFitError(f"{where} does not add its branches to the residual stream as they are (error {error:.2g})")
+def _recorded_modules(path: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layer itself, its children, and the linear layers within these."""
+    yield path, layer
+    for name, module in layer.named_modules():
+        if name and ("." not in name or isinstance(module, nn.Linear | Conv1D)):
+            yield f"{path}.{name}", module
 
 
-class Seen:
-    """What passed one site in one forward pass: h, the stream before it; x, what its core read; y, what it added."""
+def _recorder(path: str, calls: list[Call]) -> Callable[..., None]:
+    """A hook that appends each call of a module to `calls`."""
 
-    h: torch.Tensor
-    x: torch.Tensor
-    y: torch.Tensor
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        returns = len(output) if isinstance(output, tuple) else 0
+        read, gave = first_tensor(args, kwargs), output[0] if returns else output
+        if read is not None and isinstance(gave, Tensor) and gave is not read:
+            calls.append(Call(path, read, gave, returns, len(args) + len(kwargs)))
+
+    return record
 
 
-class _Enough(Exception):
-    """Ends the forward pass of a layer once everything that was asked for has been seen."""
+def _sites_of_layer(model: nn.Module, index: int, root: str, calls: list[Call]) -> list[Site]:
+    """The sites of a layer, from the calls of its modules in the order in which they ended."""
+    name = f"layer {index} of {type(model).__name__}"
+    children = [call for call in calls if call.path.rpartition(".")[0] == root]
+    layer = next(call for call in calls if call.path == root)
+    branches = _branches(model, children, name)
+    norms = [call for call in children if not _has_matrices(model, call)]
+    sites = [_site(model, index, kind, branches, norms, calls) for kind in KINDS]
+    _check_sum(layer, [_after(norms, branch) or branch for branch in branches.values()], name)
+    return sites
 
 
-@contextmanager
-def watch(model: nn.Module, site: Site, until: Literal["x", "y", "end"] = "end") -> Iterator[Seen]:
-    """Within the context, each forward pass through `site` fills the yielded `Seen` anew.
+def _has_matrices(model: nn.Module, call: Call) -> bool:
+    return any(p.ndim > 1 for p in model.get_submodule(call.path).parameters())
 
-    Args:
-        until: "x" or "y" leaves the `with` block as soon as that tensor is known, before the rest of the layer is run.
-    """
-    seen = Seen()
 
-    def before(module, args, kwargs):
-        seen.h = first_tensor(args, kwargs)
+def _branches(model: nn.Module, children: list[Call], name: str) -> dict[Kind, Call]:
+    """The Attention and the FeedForward among the children of a layer."""
+    branches = [call for call in children if _has_matrices(model, call)]
+    found = {"attention": [c for c in branches if c.arguments > 1], "ffn": [c for c in branches if c.arguments == 1]}
+    if any(len(calls) != 1 for calls in found.values()):
+        modules = ", ".join(call.path for call in children)
+        raise SubFitError(f"{name} is not one Attention and one FeedForward; its modules are {modules}")
+    return {kind: found[kind][0] for kind in KINDS}
 
-    def core(module, args, kwargs):
-        seen.x = first_tensor(args, kwargs)
-        if site.input_norm is None:
-            seen.h = seen.x
-        if until == "x":
-            raise _Enough
 
-    def after(module, args, output):
-        seen.y = output[0] if isinstance(output, tuple) else output
-        if until == "y":
-            raise _Enough
+def _after(norms: list[Call], branch: Call) -> Call | None:
+    """The norm that reads what a branch gave."""
+    return next((norm for norm in norms if norm.read is branch.gave), None)
 
-    handles = [
-        model.get_submodule(site.path).register_forward_pre_hook(core, with_kwargs=True),
-        model.get_submodule(site.output_norm or site.path).register_forward_hook(after),
-    ]
-    if site.input_norm is not None:
-        norm = model.get_submodule(site.input_norm)
-        handles.append(norm.register_forward_pre_hook(before, with_kwargs=True))
-    try:
-        yield seen
-    except _Enough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+
+def _site(
+    model: nn.Module, index: int, kind: Kind, branches: dict[Kind, Call], norms: list[Call], calls: list[Call]
+) -> Site:
+    """One site, from what its branch read and gave."""
+    call = branches[kind]
+    core = model.get_submodule(call.path)
+    before, after = next((norm for norm in norms if norm.gave is call.read), None), _after(norms, call)
+    removed = [core] if after is None else [core, model.get_submodule(after.path)]
+    output = next((c for c in calls if c.gave is call.gave and c.path.startswith(f"{call.path}.")), None)
+    return Site(
+        kind=kind,
+        layer=index,
+        path=call.path,
+        input_norm=before.path if before else None,
+        output_norm=after.path if after else None,
+        shares_norm=all(other.read is call.read for other in branches.values()),
+        slot=getattr(core, "layer_idx", index),
+        returns=call.returns,
+        width=call.read.shape[-1],
+        parameters=sum(p.numel() for module in removed for p in module.parameters()),
+        output_projection=output.path if output else None,
+        hidden=output.read.shape[-1] if output else 0,
+    )
+
+
+def _check_sum(layer: Call, added: list[Call], name: str) -> None:
+    """Raises SubFitError unless a layer gives the stream that it read plus what its branches added."""
+    if not layer.gave.isfinite().all():
+        raise SubFitError(f"{name} gives NaN or infinite values")
+    total = sum((call.gave for call in added), torch.zeros_like(layer.read))
+    error = (layer.read + total - layer.gave).float().norm() / layer.gave.float().norm()
+    if not error < ROUNDING:
+        raise SubFitError(f"{name} does not add its branches to the residual stream as they are (error {error:.2g})")

@@ -90,8 +90,8 @@ def open_log(
     """Returns the log of a run.
 
     Args:
-        logger: one logger, or a list of them; each a name in `LOGGERS`, `class_path` and `init_args` of a Logger of
-            Lightning's, or such a Logger. None and `none` are no logger. `csv` writes `metrics.csv`, `hparams.yaml` and
+        logger: one logger, or a list of them; each a name in `LOGGERS`, a Logger of Lightning's, or its dotted path or
+            `class_path` and `init_args`. None and `none` are no logger. `csv` writes `metrics.csv`, `hparams.yaml` and
             `sites.csv` to the folder, `tensorboard` its events; `wandb` and `mlflow` follow the settings of these packages.
             Where W&B cannot be reached, the run is kept offline.
         configuration: the whole configuration of the run, as plain data.
@@ -121,7 +121,7 @@ def check_loggers(logger: Any, folder: str | None) -> list[Any]:
     """
     wanted = [each for each in (logger if isinstance(logger, list | tuple) else [logger]) if each not in (None, "none", "")]
     for given in wanted:
-        if isinstance(given, str):
+        if isinstance(given, str) and "." not in given:
             if given not in LOGGERS:
                 raise SubFitError(f"unknown logger {given!r}; use none, {', '.join(LOGGERS)}, or class_path and init_args")
             if given in BESIDE_OUTPUT and folder is None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+FORMAT_VERSION = 1  # of records, rows and checkpoints; those without one were written before it was counted
 SITES = ("site", "kind", "layer", "score", "selected", "explained_variance")
 
 

@@ -66,8 +66,7 @@ def test_cells_equal_single_runs_bit_for_bit(grid, tmp_path, text_file):
     assert len(rows) == 16
     for row in rows:
         assert row["status"] == "done", row
-        options, configuration = resolve(row["configuration"])
-        alone = api.run(options, configuration).record
+        alone = api.run(resolve(row["configuration"])).record
         assert comparable(row) == comparable(alone), row["values"]
         assert row["texts"]["evaluation"] == alone["evaluation"], row["values"]
         assert row["texts"]["same"]["perplexity"] > 0
@@ -117,7 +116,7 @@ def test_a_fit_that_fails_half_way_leaves_no_trace_in_the_next_cells(grid, tmp_p
     failing = {"fitting": "sequential", "ffn_bypass": {"class_path": "low_rank", "init_args": {"rank": 1000}}}
     rows, _ = run(grid(axes={"bypass": {"failing": failing, "sound": {}}}), tmp_path / "out")
     assert [row["status"] for row in rows] == ["failed", "done"] and "rank is 1000" in rows[0]["error"]
-    alone = api.run(*resolve(rows[1]["configuration"])).record
+    alone = api.run(resolve(rows[1]["configuration"])).record
     assert comparable(rows[1]) == comparable(alone) and rows[1]["texts"]["evaluation"] == alone["evaluation"]
 
 
@@ -136,8 +135,7 @@ def test_tasks_are_measured_as_on_the_saved_model(grid, tmp_path, model_folder):
     path = grid(axes={"sparsity": [0.0, 0.5]}, tasks=[str(tmp_path / "toy.jsonl")], items=8)
     (same, row), _ = run(path, tmp_path / "out")
     assert same["tasks_mean"]["retained"] == 1
-    options, configuration = resolve(row["configuration"] | {"output": str(tmp_path / "model")})
-    api.run(options, configuration)
+    api.run(resolve(row["configuration"], {"output": str(tmp_path / "model")}))
     found = api.evaluate(str(tmp_path / "model"), reference=str(model_folder), tasks=[str(tmp_path / "toy.jsonl")], items=8)
     assert row["tasks"] == found["tasks"] and row["tasks_mean"] == found["tasks_mean"]
     table = report([str(tmp_path / "out")], str(tmp_path / "page")).with_name("table.md").read_text()

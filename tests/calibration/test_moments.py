@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subfit.calibration.moments import CHUNK, Moments
+from subfit.calibration.moments import CHUNK, StreamingMoments
 from subfit.errors import SubFitError
 
 WIDTH = 5
@@ -16,8 +16,8 @@ def draw(tokens: int, seed: int, dtype=torch.float32):
     return x, y, torch.rand(tokens, generator=generator)
 
 
-def moments_of(*batches) -> Moments:
-    moments = Moments(WIDTH)
+def moments_of(*batches) -> StreamingMoments:
+    moments = StreamingMoments(WIDTH, WIDTH)
     for batch in batches:
         moments.update(*batch)
     return moments
@@ -26,7 +26,7 @@ def moments_of(*batches) -> Moments:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sums_equal_numpy(dtype):
     x, y, w = draw(CHUNK + 100, 0, dtype)
-    sums = moments_of((x, y, w)).compute()
+    sums = vars(moments_of((x, y, w)).compute())
     a, b, v = (t.double().numpy() for t in (x, y, w))
     expected = {
         "n": v.sum(),
@@ -48,7 +48,7 @@ def test_any_order_and_any_split_agree(sizes, random):
     x, y, w = draw(sum(sizes), 1)
     parts = list(zip(*(t.split(sizes) for t in (x, y, w)), strict=True))
     random.shuffle(parts)
-    whole, split = moments_of((x, y, w)).compute(), moments_of(*parts).compute()
+    whole, split = vars(moments_of((x, y, w)).compute()), vars(moments_of(*parts).compute())
     for name in whole:
         torch.testing.assert_close(split[name], whole[name], rtol=1e-12, atol=1e-12)
 
@@ -56,13 +56,13 @@ def test_any_order_and_any_split_agree(sizes, random):
 def test_batches_of_windows_are_flattened_and_weights_default_to_one():
     x, y, _ = draw(24, 2)
     flat, windows = moments_of((x, y)).compute(), moments_of((x.view(2, 12, WIDTH), y.view(2, 12, WIDTH))).compute()
-    assert flat["n"] == windows["n"] == 24
-    torch.testing.assert_close(flat["xy"], windows["xy"])
+    assert flat.n == windows.n == 24
+    torch.testing.assert_close(flat.xy, windows.xy)
 
 
 def test_nothing_seen_and_nan_are_errors():
     with pytest.raises(SubFitError, match="no calibration token"):
-        Moments(WIDTH).compute()
+        StreamingMoments(WIDTH, WIDTH).compute()
     x, y, _ = draw(8, 3)
     y[3, 1] = float("nan")
     with pytest.raises(SubFitError, match="moment y is not finite"):

@@ -7,8 +7,8 @@ import torch
 import yaml
 from conftest import tiny_model, tiny_tokens
 
-from subfit import api
 from subfit.cli.main import main
+from subfit.config import resolve
 from subfit.pipeline import compress_model
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -18,7 +18,7 @@ PRESETS = [*EXPERIMENTS.glob("*.yaml"), *(EXPERIMENTS / "baselines").glob("*.yam
 @pytest.mark.parametrize("path", sorted(PRESETS), ids=lambda path: path.stem)
 def test_every_preset_compresses_a_model_as_far_as_it_says(path):
     text = path.read_text()
-    options = api.options_from(yaml.safe_load(text))
+    options = resolve(str(path)).recipe
     assert options.sparsity == 0.25
     if path.parent.name == "baselines":
         assert text.startswith("# ") and "arXiv " in text and "# Departs: " in text or "llm_drop" in path.name
@@ -58,4 +58,4 @@ def test_a_strategy_within_a_strategy_on_the_command_line(capsys):
     nested = "{class_path: linear, init_args: {ridge: 0.5}}"
     assert main(["compress", "--scorer", "kl", "--scorer.bypass", nested, "--print_config"]) == 0
     read = yaml.safe_load(capsys.readouterr().out)
-    assert read["scorer"]["init_args"]["bypass"] == {"class_path": "linear", "init_args": {"ridge": 0.5}}
+    assert read["scorer"]["init_args"]["bypass"] == {"class_path": "linear", "init_args": {"ridge": 0.5, "reads": "input"}}

@@ -147,7 +147,9 @@ def test_from_a_file_and_the_command_line(model_folder, text_file, tmp_path, mon
     command = ["compress", "--config", "run.yaml", "--output", "out", "--json", "--finetune.trainer.max_steps", "4"]
     assert main([*command, "--finetune.learning_rate", "0.5", "--finetune.trainer.limit_val_batches", "1"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["configuration"]["finetune"]["trainer"]["limit_val_batches"] == 1
+    written = record["configuration"]["finetune"]
+    assert written["trainer"]["limit_val_batches"] == 1 and written["trainer"]["gradient_clip_val"] == 1.0
+    assert written["trainer"]["callbacks"] == [monitor] and written["optimizer"] == SGD
     rows = csv.DictReader((tmp_path / "out.run" / "metrics.csv").read_text().splitlines())
     rates = [float(row["lr-SGD"]) for row in rows if row.get("lr-SGD")]
     assert rates == pytest.approx([0.5, 0.25, 0.125, 0.0625])

@@ -158,8 +158,8 @@ def test_constant_targets_have_no_variance_to_explain():
     x, y = pairs(tokens=10_000)
     constant = np.tile(1e4 * np.random.default_rng(0).normal(size=D), (len(x), 1))
     given, bias = sums(x, constant), torch.from_numpy(constant[0])
-    mean = given["y"] / len(x)
-    assert given["yy"] / len(x) - mean @ mean > 0  # the sums are rounded
+    mean = given.y / len(x)
+    assert given.yy / len(x) - mean @ mean > 0  # the sums are rounded
     assert regression.centre(given).yy == 0
     assert np.isnan(regression.explained_variance(given, torch.zeros(D, D, dtype=torch.float64), bias))
     almost = sums(x, constant + 0.1 * (y - y.mean(0)))

@@ -106,8 +106,8 @@ class Gate(nn.Module):
 
 
 class Gated(Bypass):
-    def fit(self, site, moments, common):
-        return nn.Sequential(Gate(site.width, power=2), nn.GELU(approximate="tanh"))
+    def fit(self, branch, moments, shared):
+        return nn.Sequential(Gate(branch.site.width, power=2), nn.GELU(approximate="tanh"))
 
 
 def test_a_plugins_own_module_travels_with_the_checkpoint(tmp_path):

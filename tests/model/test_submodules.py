@@ -4,7 +4,8 @@ from conftest import FAMILIES, SMALL, tiny_model, tiny_tokens
 from transformers import AutoModelForCausalLM, GraniteConfig, OPTConfig
 
 from subfit.errors import SubFitError
-from subfit.model.submodules import find_sites, watch
+from subfit.model.activations import watch
+from subfit.model.submodules import find_sites
 
 
 @pytest.mark.parametrize("family", FAMILIES)

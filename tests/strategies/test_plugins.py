@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from subfit import registry
 from subfit.cli.main import main
+from subfit.registry import finding
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 SHOWN = next(text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "(StreamScorer)" in text)
@@ -31,8 +31,8 @@ class Mine(Selector):
 from subfit.bypass import Bypass
 from torch import nn
 class Mine(Bypass):
-    def fit(self, site, moments, common):
-        return nn.Linear(site.width, site.width)
+    def fit(self, branch, moments, shared):
+        return nn.Linear(branch.site.width, branch.site.width)
 """,
 }
 
@@ -50,7 +50,7 @@ def test_the_scorer_that_the_readme_shows(subfit, tmp_path, model_folder, text_f
     again = subfit("compress", "--config", "again.yaml", "--json")
     assert json.loads(again.stdout)["scores"] == record["scores"], again.stderr
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_plugins", {})
+    monkeypatch.setattr(finding, "_plugins", [])
     assert main(["list", "scorers", "--plugins=my_scorer.py", "--json"]) == 0
     assert "my_scorer" in [entry["name"] for entry in json.loads(capsys.readouterr().out)["scorers"]]
 
@@ -68,7 +68,7 @@ def test_a_dotted_path_and_an_installed_package(subfit, tmp_path, model_folder, 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["selected"] == ["attention.3", "ffn.3"]
     monkeypatch.syspath_prepend(str(installed))
-    monkeypatch.setattr(registry, "_entry_points", registry._entry_points.__wrapped__)  # which remembers
+    monkeypatch.setattr(finding, "_entry_points", finding._entry_points.__wrapped__)  # which remembers
     assert main(["compress", "--selector", "hers.Chosen", *map(str, common), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["selected"] == ["attention.3", "ffn.3"]
     assert main(["list", "selectors", "--json"]) == 0
@@ -80,22 +80,15 @@ BAD = {
     "a syntax error": ("scorer", "class Mine(Scorer):", "class Mine(Scorer:", 3, "SyntaxError"),
     "a missing method": ("scorer", "def score", "def scores", 3, "Mine lacks the method score"),
     "a missing fit": ("attention_bypass", "def fit", "def fits", 4, "Mine lacks the method fit"),
-    "a missing fit of a layer": (
-        "attention_bypass",
-        "s Mine(Bypass):",
-        "s Mine(Bypass):\n    needs = 'layer'",
-        4,
-        "method fit_layer",
-    ),
     "an error while scoring": ("scorer", "float(site.layer)", "1 / site.layer", 5, "ZeroDivisionError"),
     "a NaN": ("scorer", "float(site.layer)", "float('nan')", 4, "gives nan for attention.0"),
     "no mapping": ("scorer", "return {", "return 1 or {", 4, "gives None for attention.0"),
     "an unknown site": ("selector", "return [", "return ['ffn.77'] or [", 4, "returns 'ffn.77'; it must choose among"),
     "no list": ("selector", "return [", "return 7 or [", 4, "returns 7; it must choose among"),
     "an error while selecting": ("selector", "site.layer == 3", "site.depth == 3", 5, "AttributeError"),
-    "a wrong shape": ("attention_bypass", "site.width)", "site.width - 1)", 5, "maps (2, 32) to (2, 31)"),
+    "a wrong shape": ("attention_bypass", "branch.site.width)", "branch.site.width - 1)", 5, "maps (2, 32) to (2, 31)"),
     "no module": ("attention_bypass", "return nn", "return 5 or nn", 5, "must return a module, not int"),
-    "an error while fitting": ("attention_bypass", "return nn", "return moments['z'] or nn", 6, "KeyError"),
+    "an error while fitting": ("attention_bypass", "return nn", "return moments.z or nn", 6, "AttributeError"),
 }
 
 
@@ -127,6 +120,6 @@ def test_a_bad_plugin_is_one_line_that_names_its_file_and_line(case, answers):
 
 def test_a_file_without_strategies_and_a_missing_one(tmp_path, capsys):
     (tmp_path / "empty.py").write_text("x = 1\n")
-    for name, message in (("empty.py", "defines no Scorer, Selector, Bypass"), ("gone.py", "gone.py does not exist")):
+    for name, message in (("empty.py", "defines no Scorer, Selector, Substitute"), ("gone.py", "gone.py does not exist")):
         assert main(["list", "--plugins", str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]

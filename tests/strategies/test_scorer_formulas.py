@@ -9,6 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import names_of, tiny_model, tiny_tokens
+
+from subfit import registry
+from subfit.calibration.capture import Calibration
+from subfit.errors import SubFitError
+from subfit.fitting.one_shot import fit_one_shot
+from subfit.model.activations import watch
+from subfit.scorer import Scorer
+from subfit.strategies.bypasses.identity import Identity
 from subfit.strategies.bypasses.linear import Linear
 from subfit.strategies.bypasses.low_rank import LowRank
 from subfit.strategies.bypasses.shared_low_rank import SharedLowRank
@@ -24,14 +32,8 @@ from subfit.strategies.scorers.subfit import SubFit
 from subfit.strategies.scorers.taylor import Taylor
 from subfit.strategies.scorers.weight_activation import WeightActivation
 
-from subfit import registry
-from subfit.calibration.capture import Calibration
-from subfit.errors import SubFitError
-from subfit.fitting.sequential import fit_one_shot
-from subfit.model.submodules import watch
-from subfit.scorer import Scorer
-
 norm = np.linalg.norm
+FUSION = {"class_path": "rank_fusion"}
 NAMES = names_of(0, 1, 2, 3)  # of the sites of a tiny Llama
 
 
@@ -164,8 +166,7 @@ def test_canonical_correlation_bounds_the_error_of_the_best_affine_map():
 
 def test_explained_variance_equals_least_squares():
     model, tokens = tiny_model(), tiny_tokens(7)
-    bypass = {"class_path": "linear", "init_args": {"ridge": 0.0, "reads": "stream"}}
-    found = ExplainedVariance(bypass).score(Calibration(model, tokens))
+    found = ExplainedVariance(Linear(ridge=0.0, reads="stream")).score(Calibration(model, tokens))
     for site, (h, y) in passed(model, found, tokens).items():
         before, target = h - h.mean(0), y - y.mean(0)
         error = target - before @ np.linalg.lstsq(before, target, rcond=None)[0]
@@ -177,9 +178,9 @@ def test_explained_variance_holds_the_map_of_one_site_at_a_time(base):
     made, alive = [], []
 
     class Counted(base):
-        def fit(self, site, moments, common):
+        def fit(self, branch, moments, shared):
             alive.append(sum(reference() is not None for reference in made))
-            module = super().fit(site, moments, common)
+            module = super().fit(branch, moments, shared)
             made.append(weakref.ref(module))
             return module
 
@@ -216,9 +217,7 @@ def test_weight_activation_needs_linear_layers():
 def test_kl_equals_a_naive_full_run():
     model, tokens = tiny_model(), tiny_tokens(9)
     calibration = Calibration(model, tokens, batch_size=4)
-    found = KL({"class_path": "low_rank", "init_args": {"share": 0.2, "ridge": 0.1}}, windows=3, length=16).score(
-        calibration
-    )
+    found = KL(LowRank(share=0.2, ridge=0.1), windows=3, length=16).score(calibration)
     some, bypass = tokens[[0, 4, 8], :16], LowRank(share=0.2, ridge=0.1)
     with torch.no_grad():
         dense = model(some).logits[:, :-1].double().log_softmax(-1)
@@ -274,7 +273,7 @@ def write_scores(tmp_path, monkeypatch):
     def write(name, attention, ffn):
         scores = dict(zip(NAMES, chain(*zip(attention, ffn, strict=True)), strict=True))
         (tmp_path / f"{name}.json").write_text(json.dumps({"scores": scores, "selected": []}))
-        return {"class_path": "file", "init_args": {"path": f"{name}.json"}}
+        return File(f"{name}.json")
 
     return write
 
@@ -313,7 +312,7 @@ def test_what_a_fused_scorer_does_wrong_is_said():
             return dict.fromkeys(calibration.sites, float("nan"))
 
     with pytest.raises(SubFitError, match=f"the scorer gives nan for attention.0.*{__file__}"):
-        RankFusion(["rotation", Unfinished()]).score(Calibration(tiny_model(), tiny_tokens(1)))
+        RankFusion([Rotation(), Unfinished()]).score(Calibration(tiny_model(), tiny_tokens(1)))
 
 
 def test_file_reads_a_mapping_or_a_record(write_scores, tmp_path):
@@ -350,9 +349,9 @@ def test_a_bad_file_is_one_line(tmp_path, monkeypatch, text, message):
         (lambda: Neighbourhood(0), "neighbours is 0; it must be at least 1"),
         (lambda: CanonicalCorrelation(-1.0), "ridge is -1.0; it must not be negative"),
         (lambda: RankFusion([]), "scorers is empty"),
-        (lambda: RankFusion(["rotation"], [1.0, 2.0]), "give each of the 1 scorers one"),
-        (lambda: RankFusion(["rotation"], [0.0]), "give each of the 1 scorers one"),
-        (lambda: RankFusion(["rotations"]), "did you mean 'rotation'"),
+        (lambda: RankFusion([Rotation()], [1.0, 2.0]), "give each of the 1 scorers one"),
+        (lambda: RankFusion([Rotation()], [0.0]), "give each of the 1 scorers one"),
+        (lambda: registry.make("scorers", FUSION | {"init_args": {"scorers": ["rotations"]}}), "did you mean 'rotation'"),
     ],
 )
 def test_bad_arguments_are_one_line(make, message):
@@ -363,7 +362,7 @@ def test_bad_arguments_are_one_line(make, message):
 def test_bad_arguments_that_show_on_a_model_are_one_line():
     calibration = Calibration(tiny_model(), tiny_tokens(2))
     with pytest.raises(SubFitError, match="Identity is not a fitted linear map"):
-        ExplainedVariance("identity").score(calibration)
+        ExplainedVariance(Identity()).score(calibration)
     for scorer in (Taylor(windows=0), Taylor(length=1), KL(windows=0)):
         with pytest.raises(SubFitError, match="they must be at least 1 and 2"):
             scorer.score(calibration)

@@ -1,0 +1,63 @@
+"""Command-line arguments, as all commands take them."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import yaml
+
+from subfit import registry
+from subfit.errors import SubFitError
+from subfit.options.sources import Text, parse
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments."""
+
+    def __init__(self, program: str, description: str):
+        super().__init__(prog=program, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise SubFitError(message)
+
+
+def take(arguments: list[str], wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Returns the wanted options, each with its value, a `Text` or a mapping, and all other arguments.
+
+    Raises:
+        SubFitError: if an option has no value.
+    """
+    taken, rest, following = [], [], iter(arguments)
+    for argument in following:
+        option, equals, value = argument.partition("=")
+        if not (option.startswith("--") and wanted(option[2:])):
+            rest.append(argument)
+            continue
+        if not equals:
+            value = next(following, "--")
+            if value.startswith("--"):
+                raise SubFitError(f"{option} needs a value")
+        taken.append((option[2:], _value(value)))
+    return taken, rest
+
+
+def add_plugins(arguments: list[str]) -> list[str]:
+    """Makes the strategies of the plug-in files known, which other arguments may name; returns these."""
+    files, rest = take(arguments, "plugins".__eq__)
+    for _, file in files:
+        registry.add_plugin(str(file))
+    return rest
+
+
+def document_plugins(parser: Parser) -> None:
+    """Adds the option of `add_plugins` to the help."""
+    parser.add_argument("--plugins", metavar="FILE", help="A .py file with strategies; may be repeated.")
+
+
+def _value(text: str) -> Text | dict[str, Any]:
+    """What was typed; in braces, the mapping that it is."""
+    try:
+        found = parse(text) if text.startswith("{") else None
+    except yaml.YAMLError:
+        found = None
+    return found if isinstance(found, dict) else Text(text)

@@ -1,0 +1,52 @@
+"""Layers that fitted bypasses are made of, and how large they may be."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from subfit.errors import SubFitError
+from subfit.model.modeling_subfit import Scale
+
+
+def rank_for(rank: int | Literal["auto"], allowance: float, fixed: int, per_rank: int, width: int) -> int:
+    """Returns the rank of a factorised map: as given, or the largest that keeps to an allowance of parameters.
+
+    Args:
+        rank: the rank, or "auto".
+        allowance: number of parameters that may be added.
+        fixed: parameters whatever the rank, such as the bias.
+        per_rank: parameters that each unit of rank costs.
+        width: d; a higher rank adds nothing.
+
+    Raises:
+        SubFitError: if the given rank is not in 1..width, or not even rank 1 fits into the allowance.
+    """
+    if rank == "auto":
+        largest = min(int((allowance - fixed) // per_rank), width)
+        if largest < 1:
+            raise SubFitError(f"no rank fits into {allowance:.0f} added parameters; give the bypass a larger share")
+        return largest
+    if not 1 <= rank <= width:
+        raise SubFitError(f"rank is {rank}; it must be from 1 to {width}, the width of the residual stream")
+    return rank
+
+
+def linear_layer(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """Returns the layer that maps rows x to x W + b; `weight` W is (in, out)."""
+    inputs, outputs = weight.shape
+    layer = nn.Linear(inputs, outputs, bias=bias is not None, device=weight.device)
+    with torch.no_grad():
+        layer.weight.copy_(weight.T)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer
+
+
+def scale_layer(weight: Tensor, bias: Tensor) -> Scale:
+    """Returns the layer that maps rows x to x * weight + bias; `weight` is (d), or () for one factor."""
+    layer = Scale(len(bias), weight.numel()).to(weight.device)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return layer

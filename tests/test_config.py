@@ -1,0 +1,192 @@
+"""One configuration, however it is given: what is said where, in which order, and what is written down of it."""
+
+import json
+
+import pytest
+import yaml
+
+from subfit.calibration.data import Data
+from subfit.config import OPTIONS, configuration, resolve
+from subfit.errors import SubFitError
+from subfit.options.sources import Text, presets
+from subfit.strategies.bypasses.low_rank import LowRank
+from subfit.strategies.bypasses.shared_low_rank import SharedLowRank
+from subfit.strategies.scorers.subfit import SubFit
+
+PLUGIN = """
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from subfit.scorer import Scorer
+from subfit.selector import Selector
+
+if TYPE_CHECKING:
+    from subfit.bypass import Bypass
+
+
+class Many(Scorer):
+    def __init__(self, parts: list[Scorer], trial: Bypass | None = None, table: dict[str, Bypass] | None = None):
+        self.parts, self.trial, self.table = parts, trial, table
+
+    def score(self, calibration):
+        return {}
+
+
+class Chosen(Selector):
+    def __init__(self, way: Bypass | Scorer, names: list[str] | None = None, weights: tuple[float, ...] = (1.0,)):
+        self.way, self.names, self.weights = way, names, weights
+
+    def select(self, scores, budget, calibration):
+        return []
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    path = tmp_path / "many.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+def arguments(strategy):
+    return type(strategy).__name__, strategy.arguments()
+
+
+@pytest.mark.parametrize("dotted", ["ffn_bypass.init_args.ridge", "ffn_bypass.ridge"])
+def test_a_name_and_its_arguments_in_one_source_are_one_strategy_in_any_order(dotted, tmp_path):
+    for name in ("ffn_bypass", "ffn_bypass.class_path"):
+        both = {name: "linear", dotted: 0.5}
+        for given in (both, dict(reversed(both.items()))):
+            (tmp_path / "given.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
+            (tmp_path / "given.json").write_text(json.dumps(given))
+            for source in (given, tmp_path / "given.yaml", str(tmp_path / "given.json")):
+                assert arguments(resolve(source).recipe.ffn_bypass) == ("Linear", {"ridge": 0.5, "reads": "input"})
+
+
+def test_arguments_go_to_the_strategy_of_an_earlier_source_and_a_name_begins_anew():
+    first = {"ffn_bypass": {"class_path": "low_rank", "init_args": {"rank": 3, "ridge": 0.5}}}
+    assert resolve(first, {"ffn_bypass.ridge": 0.25}).recipe.ffn_bypass.arguments() == {
+        "rank": 3,
+        "share": 0.1,
+        "ridge": 0.25,
+        "reads": "input",
+    }
+    assert resolve(first, {"ffn_bypass": {"init_args": {"ridge": 0.25}}}).recipe.ffn_bypass.rank == 3
+    assert resolve(first, {"ffn_bypass": {"ridge": 0.25}}).recipe.ffn_bypass.rank == 3
+    assert resolve(first, {"ffn_bypass": "linear"}).recipe.ffn_bypass.arguments() == {"ridge": 1e-4, "reads": "input"}
+    assert resolve(first, {"ffn_bypass": "low_rank"}).recipe.ffn_bypass.arguments()["rank"] == "auto"
+    assert resolve({"ffn_bypass": LowRank(rank=3)}, {"ffn_bypass.ridge": 0.25}).recipe.ffn_bypass.arguments()["rank"] == 3
+    assert resolve({"attention_bypass.ridge": 0.25}).recipe.attention_bypass.ridge == 0.25  # of the default
+
+
+def test_later_sources_win_and_mappings_are_merged():
+    found = resolve("best", {"calibration": {"windows": 4}}, {"calibration": {"length": 32}, "sparsity": 0.5})
+    assert (found.calibration.windows, found.calibration.length, found.recipe.sparsity) == (4, 32, 0.5)
+    assert found.recipe.fitting == "sequential"
+    found = resolve({"calibration": Data(windows=4)}, {"calibration.length": 32})
+    assert found.calibration == Data(windows=4, length=32)
+    assert resolve({"finetune.batch_size": 2}, {"finetune": None}).recipe.finetune is None
+
+
+def test_strategies_in_strategies_are_made_by_type_under_any_name(plugin):
+    inner = {"class_path": "linear", "init_args": {"ridge": 0.5}}
+    parts = ["rotation", {"class_path": "subfit", "init_args": {"quantile": 0.5}}, SubFit(0.75)]
+    table = {"ffn.*": inner, "0-1": "identity", "b": LowRank(2)}
+    many = {"class_path": f"{plugin}:Many", "init_args": {"parts": parts, "trial": inner, "table": table}}
+    chosen = {"class_path": f"{plugin}:Chosen", "init_args": {"way": "kl", "weights": [1, 2]}}
+    recipe = resolve({"scorer": many, "selector": chosen}).recipe
+    assert [type(part).__name__ for part in recipe.scorer.parts] == ["Rotation", "SubFit", "SubFit"]
+    assert recipe.scorer.parts[1].quantile == 0.5 and recipe.scorer.parts[2] is parts[2]
+    assert recipe.scorer.trial.ridge == 0.5 and recipe.scorer.table["b"] is table["b"]
+    assert [type(value).__name__ for value in recipe.scorer.table.values()] == ["Linear", "Identity", "LowRank"]
+    assert type(recipe.selector.way).__name__ == "KL" and recipe.selector.weights == (1.0, 2.0)
+    written = configuration(resolve({"scorer": many, "selector": chosen}))
+    assert json.loads(json.dumps(written)) == written == configuration(resolve(written))
+    assert written["scorer"]["init_args"]["parts"][2] == {"class_path": "subfit", "init_args": {"quantile": 0.75}}
+    assert resolve(written, {"scorer.trial.ridge": 0.25}).recipe.scorer.trial.ridge == 0.25
+
+
+def test_a_nested_strategy_of_the_wrong_kind_says_where(plugin):
+    for wrong, message in (
+        (LowRank(), r"scorer.parts\[0\] is a LowRank; it must be a Scorer"),
+        ("linaer", r"scorer.parts\[0\]: unknown scorer 'linaer'"),
+        (3, r"scorer.parts\[0\] is 3; it must be a Scorer: an object, a name, or a mapping"),
+        (
+            {"class_path": "subfit", "init_args": {"quantle": 1}},
+            r"scorer.parts\[0\] subfit: unknown option 'quantle'; did you",
+        ),
+    ):
+        with pytest.raises(SubFitError, match=message):
+            resolve({"scorer": {"class_path": f"{plugin}:Many", "init_args": {"parts": [wrong]}}})
+    with pytest.raises(SubFitError, match="scorer .*Many: parts is missing; it must be a list"):
+        resolve({"scorer": f"{plugin}:Many"})
+
+
+def test_one_object_for_both_types_is_one_group_and_names_are_two(tmp_path):
+    one = SharedLowRank(ridge=0.5)
+    found = resolve({"attention_bypass": one, "ffn_bypass": one})
+    assert found.recipe.attention_bypass is one is found.recipe.ffn_bypass
+    written = configuration(found)
+    assert written["ffn_bypass"] == "attention_bypass"
+    again = resolve(json.loads(json.dumps(written))).recipe
+    assert again.attention_bypass is again.ffn_bypass and again.ffn_bypass.ridge == 0.5
+    both = {"attention_bypass": "shared_low_rank", "ffn_bypass": "shared_low_rank"}
+    (tmp_path / "alias.yaml").write_text("attention_bypass: &a {class_path: shared_low_rank}\nffn_bypass: *a\n")
+    for source in (both, tmp_path / "alias.yaml"):
+        recipe = resolve(source).recipe
+        assert recipe.attention_bypass is not recipe.ffn_bypass
+        assert configuration(resolve(source))["ffn_bypass"]["class_path"] == "shared_low_rank"
+
+
+@pytest.mark.parametrize("name", presets())
+def test_what_is_written_of_a_preset_is_the_preset(name):
+    written = configuration(resolve(name))
+    assert list(written) == list(OPTIONS)
+    read = yaml.safe_load(yaml.safe_dump(written))
+    assert read == written == configuration(resolve(read))
+
+
+def test_a_configuration_is_a_presets_name_a_file_or_the_record_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written = configuration(resolve("best", {"sparsity": 0.375}))
+    (tmp_path / "compression.json").write_text(json.dumps({"configuration": written, "selected": []}))
+    assert configuration(resolve("compression.json")) == written
+    (tmp_path / "best").mkdir()  # a preset's name comes first
+    assert resolve("best").recipe.correction == 0.5
+    (tmp_path / "mine").write_text("sparsity: 0.125\nfinetune: {learning_rate: 3e-4}")  # a number, as YAML 1.2 has it
+    assert (resolve("mine").recipe.sparsity, resolve("mine").recipe.finetune.learning_rate) == (0.125, 3e-4)
+    with pytest.raises(SubFitError, match="there is no preset and no file 'bset'; did you mean 'best'\\? presets are best"):
+        resolve("bset")
+
+
+BAD = {
+    "sparsty": (0.5, "unknown option 'sparsty'; did you mean 'sparsity'?"),
+    "sparsity": ("much", "sparsity is 'much'; it must be a number"),
+    "seed": (1.5, "seed is 1.5; it must be a whole number"),
+    "fsdp": (1, "fsdp is 1; it must be true or false"),
+    "budget": ("watts", "budget is 'watts'; it must be submodules or parameters or kv_bytes or flops or latency"),
+    "protect": ([1], "protect[0] is 1; it must be a string"),
+    "calibration.widows": (3, "calibration: unknown option 'widows'; did you mean 'windows'?"),
+    "calibration.windows": ("few", "calibration.windows is 'few'; it must be a whole number"),
+    "finetune.lora.rnk": (3, "finetune.lora: unknown option 'rnk'; did you mean 'rank'?"),
+    "ffn_bypass": ("shared_lowrank", "ffn_bypass: unknown bypass 'shared_lowrank'; did you mean 'shared_low_rank'?"),
+    "ffn_bypass.rang": (3, "ffn_bypass shared_low_rank: unknown option 'rang'; did you mean 'rank'?"),
+    "ffn_bypass.rank": ("some", "ffn_bypass.rank is 'some'; it must be a whole number or auto"),
+}
+
+
+@pytest.mark.parametrize("option", BAD)
+def test_what_is_wrong_is_one_line_that_is_the_same_from_python_from_a_file_and_from_the_command_line(option, tmp_path):
+    value, message = BAD[option]
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({option: value}))
+    for source in ({option: value}, tmp_path / "bad.yaml", {option: Text(json.dumps(value).strip('"'))}):
+        with pytest.raises(SubFitError) as caught:
+            resolve(source)
+        said = str(caught.value).replace("'1.5'", "1.5").replace("'1'", "1")  # a text is quoted
+        assert message in said and "\n" not in said
+
+
+def test_options_are_named_by_strings():
+    with pytest.raises(SubFitError, match="1 is no option; options are named by strings"):
+        resolve({1: 2})
