@@ -16,13 +16,13 @@ from subfit.calibration.settings import Data, EvaluationData, evaluation_seed
 from subfit.config import Options, Source, configuration, resolve
 from subfit.errors import SubFitError
 from subfit.evaluation.evaluate import evaluate
-from subfit.finetuning.fine_tune import FineTuning
+from subfit.finetuning.settings import FineTuning
 from subfit.model import checkpoint
 from subfit.model.loading import device_of, load
 from subfit.model.processes import init_process_group, shard_model
 from subfit.pipeline import Compression, compress_model
 from subfit.registry.listing import list_strategies
-from subfit.tracking.loggers import Log, LoggerName, open_log
+from subfit.tracking.loggers import Log, open_log
 from subfit.tracking.plots import draw_scores
 from subfit.tracking.provenance import provenance
 
@@ -64,7 +64,7 @@ def compress(
     device: str | None = None,
     batch_size: int | None = None,
     fsdp: bool | None = None,
-    logger: LoggerName | None = None,
+    logger: Any = None,
     log_checkpoint: bool | None = None,
     resume: str | Path | None = None,
 ) -> Compression:
@@ -99,7 +99,7 @@ def compress(
         device: torch device; `auto` (the default) is CUDA where there is one.
         batch_size: windows run at once (8).
         fsdp: whether torchrun's processes divide the weights of the decoder layers among them (no).
-        logger: where the run is logged (`none`).
+        logger: where the run is logged, one logger or a list: names, mappings with `class_path`, or objects (`none`).
         log_checkpoint: whether the logger gets the saved model, too (no).
         resume: the `last.ckpt` of an interrupted run, to go on from with its fine-tuning (none).
 

@@ -20,12 +20,11 @@ from subfit.options.typed import check_known, typed
 if TYPE_CHECKING:  # what they are in takes seconds to import, which help does not wait for
     from subfit.bypass import Substitute
     from subfit.calibration.settings import Data, EvaluationData
-    from subfit.finetuning.fine_tune import FineTuning
+    from subfit.finetuning.settings import FineTuning
     from subfit.fitting.costs import Unit
     from subfit.fitting.sequential import Target
     from subfit.scorer import Scorer
     from subfit.selector import Selector
-    from subfit.tracking.loggers import LoggerName
 
 __all__ = ["DEFAULTS", "OPTIONS", "Options", "Recipe", "configuration", "read_mapping", "resolve"]
 
@@ -103,8 +102,8 @@ class Options:
         batch_size: windows run at once.
         fsdp: whether the processes that torchrun has started divide the weights of the decoder layers among them, for models
             that do not fit on one device.
-        logger: where the run is logged: `none`; `csv`, files in the folder `<output>.run`; or `wandb`, Weights & Biases,
-            whose own settings hold.
+        logger: where the run is logged, one or a list: `none`; `csv` or `tensorboard`, files in the folder `<output>.run`;
+            `wandb` or `mlflow`, whose own settings hold; or a Logger of Lightning's, by `class_path` and `init_args`.
         log_checkpoint: whether Weights & Biases gets the saved model, too.
         resume: a `last.ckpt` in the folder `<output>.run` of an interrupted run, to go on from with its fine-tuning.
     """
@@ -119,7 +118,7 @@ class Options:
     device: str = "auto"
     batch_size: int = 8
     fsdp: bool = False
-    logger: LoggerName = "none"
+    logger: Any = "none"
     log_checkpoint: bool = False
     resume: str | None = None
 

@@ -13,7 +13,6 @@ from subfit.calibration.capture import Calibration
 from subfit.config import Recipe
 from subfit.errors import SubFitError, attribute_errors_to, where
 from subfit.evaluation.comparison import Comparison
-from subfit.finetuning.fine_tune import fine_tune
 from subfit.fitting.budget import Budget
 from subfit.fitting.costs import flops_per_token
 from subfit.fitting.one_shot import fit_one_shot
@@ -97,6 +96,10 @@ def fit_recipe(
     Returns:
         The replacements, switched on, and the record of all this as plain data.
     """
+    if recipe.finetune is not None:
+        from subfit.finetuning.trainer import check_settings  # and Lightning, which takes seconds
+
+        check_settings(recipe.finetune, calibration.model)
     seconds: dict[str, float] = {}
     substitutes: dict[Kind, Substitute] = {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass}
     scorer, selector, substitutes = with_seed((recipe.scorer, recipe.selector, substitutes), seed)
@@ -127,6 +130,8 @@ def fit_recipe(
 def tune(calibration: Calibration, switches: list[Switch], recipe: Recipe, record: dict[str, Any], log: Log) -> None:
     """Fine-tunes what was fitted, if the recipe says so, and adds to the record; see `fine_tune`."""
     if recipe.finetune is not None:
+        from subfit.finetuning.fine_tune import fine_tune  # and Lightning, which takes seconds
+
         with timed(record["seconds"], "finetune"):
             record["finetune"] = fine_tune(calibration, switches, recipe.finetune, log)
 

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from subfit import pipeline
 from subfit.config import Recipe, resolve
 from subfit.model.submodules import KINDS
 from subfit.selector import Selector
@@ -97,6 +98,21 @@ def all_cores():
     torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def spoilt(monkeypatch):
+    """Closed-form fits with noise on them, so that there is something to gain."""
+    fit_recipe = pipeline.fit_recipe
+
+    def fit(*args, **kwargs):
+        replacements, record = fit_recipe(*args, **kwargs)
+        generator = torch.Generator().manual_seed(0)
+        for p in dict.fromkeys(p for r in replacements for p in r.bypass.parameters()):
+            p.data += p.std(correction=0) * torch.randn(p.shape, generator=generator).to(p.dtype)
+        return replacements, record
+
+    monkeypatch.setattr(pipeline, "fit_recipe", fit)
 
 
 @pytest.fixture(scope="session")

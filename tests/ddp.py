@@ -9,7 +9,8 @@ import torch
 from conftest import recipe, tiny_model, tiny_tokens
 
 from subfit.calibration.capture import Calibration
-from subfit.finetuning.fine_tune import FineTuning, TrainerFlags, fine_tune
+from subfit.finetuning.fine_tune import fine_tune
+from subfit.finetuning.settings import FineTuning
 from subfit.model.processes import is_rank_zero
 from subfit.pipeline import fit_recipe
 from subfit.tracking.loggers import Log
@@ -20,13 +21,13 @@ def main(path: str, processes: int) -> None:
     calibration = Calibration(tiny_model().double(), tiny_tokens(20, 16))
     replacements, _ = fit_recipe(calibration, recipe(sparsity=0.5))
     strategy = "ddp" if processes > 1 else "auto"
-    flags = TrainerFlags(max_steps=3, val_check_interval=1, devices=processes, strategy=strategy, precision="64-true")
+    flags = dict(max_steps=3, val_check_interval=1, devices=processes, strategy=strategy, precision="64-true")
     gradients: list[torch.Tensor] = []
 
     from subfit.finetuning.distillation import Distillation
 
     def keep(self, optimizer):
-        gradients.extend(master.grad.clone() for master in self.masters)
+        gradients.extend(weight.grad.clone() for weight in self.master_weights)
 
     Distillation.on_before_optimizer_step = keep
     record = fine_tune(calibration, replacements, FineTuning(trainer=flags, kl=1.0, stream=0.3), Log())

@@ -10,8 +10,7 @@ import torch
 from conftest import Given, recipe, tiny_model, tiny_tokens
 from torch.distributed.tensor import DTensor
 
-from subfit.finetuning.fine_tune import FineTuning, TrainerFlags
-from subfit.finetuning.lora import LoRA
+from subfit.finetuning.settings import FineTuning, LoRA
 from subfit.model.processes import full_tensor, init_process_group, shard_model
 from subfit.pipeline import compress_model
 
@@ -51,7 +50,7 @@ DIVIDED = {  # with the weights of the layers divided among the processes, if th
 
 def tuned(processes: int) -> FineTuning:
     strategy = "ddp" if processes > 1 else "auto"
-    flags = TrainerFlags(max_steps=4, val_check_interval=2, devices=processes, strategy=strategy, precision="64-true")
+    flags = dict(max_steps=4, val_check_interval=2, devices=processes, strategy=strategy, precision="64-true")
     return FineTuning(trainer=flags, batch_size=2, gradient_checkpointing=True, lora=LoRA(layers=4, rank=2))
 
 

@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     document_plugins(parser)
     parsed = parser.parse_args(add_plugins(arguments))
     from subfit.ablation.runner import ablate
-    from subfit.tracking.loggers import TableLog
+    from subfit.tracking.wandb_runs import TableLog
 
     progress = _Progress()
     console = Console(stderr=True)

@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from subfit.evaluation.divergence import exp
 from subfit.finetuning.master_weights import MasterWeights
+from subfit.fitting.best_state import BestState
 
 
 class KeepBest(Callback):
@@ -15,21 +16,25 @@ class KeepBest(Callback):
 
     Attributes:
         step: the step after which these weights were reached; 0 for the closed-form fit.
-        best: the weights, as `MasterWeights.values`.
-        curve: for each look at the held-out windows, the step, the mean training loss since the look before, the divergence
-            in nats, and the ratio of the perplexity to the dense model's.
+        curve: for each evaluation of the held-out windows, the step, the mean training loss since the one before, the
+            divergence in nats, and the ratio of the perplexity to the dense model's.
     """
 
-    def __init__(self, masters: MasterWeights):
-        self._masters = masters
-        self.step, self.best = 0, masters.values()
+    def __init__(self, weights: MasterWeights):
+        self._best = BestState(weights.values)
+        self.step = 0
         self.curve: list[dict[str, Any]] = []
         self._losses: list[float] = []
 
     @property
     def lowest(self) -> float | None:
-        """The divergence at `step`."""
-        return next((point["kl"] for point in self.curve if point["step"] == self.step), None)
+        """The divergence at `step`, None before the first evaluation."""
+        return self._best.lowest
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The best weights, as `MasterWeights.values`."""
+        return self._best.state
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
         self._losses.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
@@ -38,18 +43,17 @@ class KeepBest(Callback):
         kl = float(trainer.callback_metrics["validation/kl"])
         training = sum(self._losses) / len(self._losses) if self._losses else None
         self._losses = []
-        if self.lowest is not None and kl < self.lowest:  # never for NaN
-            self.step, self.best = trainer.global_step, self._masters.values()
+        if self._best.update(kl):
+            self.step = trainer.global_step
         ratio = exp(float(trainer.callback_metrics["validation/log_ratio"]))
         self.curve.append({"step": trainer.global_step, "training_loss": training, "kl": kl, "ratio": ratio})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "best": self.best, "curve": self.curve}
+        return {"step": self.step, "best": self.weights, "lowest": self.lowest, "curve": self.curve}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        best: list[Tensor] = state["best"]
-        self.step, self.curve = state["step"], state["curve"]
-        self.best = [value.to(master.device) for value, master in zip(best, self._masters, strict=True)]
+        self.step, self.curve, self._best.lowest = state["step"], state["curve"], state["lowest"]
+        self._best.state = [value.to(own.device) for value, own in zip(state["best"], self._best.state, strict=True)]
 
 
 class Progress(Callback):

@@ -1,6 +1,6 @@
-"""Losses of what a model's head makes of hidden states, in memory that does not grow with the vocabulary."""
+"""Losses of next-token distributions, in memory that does not grow with the vocabulary times the positions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,9 +9,13 @@ from torch import Tensor, nn
 
 CHUNK = 128  # positions whose distributions over the vocabulary are held at once
 
+TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A function of the student's log-probabilities (positions, vocabulary), the teacher's, and the tokens that follow
+(positions), that returns the sum of a loss over the positions, differentiable in the student's."""
+
 
 class _Given(nn.Module):
-    """Stands where a model without its head stands, and gives hidden states that are known already."""
+    """Takes the place of a model without its head, and gives hidden states that are known already."""
 
     def __init__(self, output: Any):
         super().__init__()
@@ -22,7 +26,7 @@ class _Given(nn.Module):
 
 
 @contextmanager
-def _standing_in(model: Any, module: nn.Module) -> Iterator[None]:
+def _body_replaced(model: Any, module: nn.Module) -> Iterator[None]:
     body = model.base_model
     setattr(model, model.base_model_prefix, module)
     try:
@@ -40,14 +44,15 @@ def logits_of_hidden(model: Any, output: Any, hidden: Tensor) -> Tensor:
         hidden: (positions, d), hidden states after the final norm.
     """
     ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-    with _standing_in(model, _Given(type(output)(last_hidden_state=hidden[None]))):
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+    with _body_replaced(model, _Given(type(output)(last_hidden_state=hidden[None]))):
+        logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+        return logits
 
 
-def distillation_loss(
-    model: Any, student: Any, teacher: Any, tokens: Tensor, kl: float, next_token: float
+def mean_over_tokens(
+    model: Any, student: Any, teacher: Any, tokens: Tensor, losses: Sequence[TokenLoss], weights: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Returns a loss of next-token predictions, differentiable in the student's hidden states, and what it is made of.
+    """Returns a weighted sum of losses of next-token predictions, differentiable in the student's hidden states.
 
     A chunk's gradient is taken as soon as its loss is known, so that neither logits nor probabilities are kept for the
     backward pass: the head runs forward once for each model and backward once, as without chunks. The head's own weights
@@ -57,26 +62,23 @@ def distillation_loss(
         model: a causal language model of transformers.
         student, teacher: what `model.base_model` has returned for `tokens`, with and without the replacements.
         tokens: (windows, length).
-        kl: weight of the divergence of the student's distributions from the teacher's.
-        next_token: weight of the loss of predicting the tokens themselves.
+        losses: what to compute of each chunk.
+        weights: of the losses.
 
     Returns:
-        The weighted loss, and KL divergence, next-token loss and the teacher's next-token loss, (3), float64, without
-        gradient; all in nats, means over all but each window's last position.
+        The weighted sum, and the losses, float64, without gradient; means over all but each window's last position.
     """
-    gold = tokens[:, 1:].flatten()
+    following = tokens[:, 1:].flatten()
     own, dense = (output.last_hidden_state[:, :-1].flatten(0, 1) for output in (student, teacher))
-    weights = torch.tensor([kl, next_token, 0.0], dtype=torch.float64, device=own.device)
 
-    def terms(part: slice, hidden: Tensor) -> Tensor:
+    def means(part: slice, hidden: Tensor) -> Tensor:
         with torch.no_grad():
             p = _log_probabilities(logits_of_hidden(model, teacher, dense[part]))
         q = _log_probabilities(logits_of_hidden(model, student, hidden))
-        divergence = (p.exp() * (p - q)).sum()
-        own_loss, dense_loss = (-log.gather(1, gold[part, None]).sum() for log in (q, p))
-        return torch.stack([divergence, own_loss, dense_loss]).double() / len(gold)
+        return torch.stack([loss(q, p, following[part]) for loss in losses]).double() / len(following)
 
-    return _Chunked.apply(own, terms, weights)
+    total: tuple[Tensor, Tensor] = _Chunked.apply(own, means, torch.tensor(weights, dtype=torch.float64, device=own.device))
+    return total
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
@@ -84,10 +86,10 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 
 
 class _Chunked(torch.autograd.Function):
-    """Weights and sums terms over chunks of hidden states, and keeps the gradient of the sum by these alone."""
+    """Weights and sums losses over chunks of hidden states, and keeps the gradient of the sum by these alone."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, terms: Any, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, means: Any, weights: Tensor) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wanted else None
         total = torch.zeros_like(weights)
@@ -95,7 +97,7 @@ class _Chunked(torch.autograd.Function):
             part = slice(start, start + CHUNK)
             with torch.set_grad_enabled(wanted):
                 chunk = hidden[part].detach().requires_grad_(wanted)
-                found = terms(part, chunk)
+                found = means(part, chunk)
                 if gradient is not None:
                     (gradient[part],) = torch.autograd.grad(weights @ found, chunk)
             total += found.detach()

@@ -15,38 +15,44 @@ HELD_OUT = 10  # every so many windows, one is held out
 class DistillationData(LightningDataModule):
     """Training batches in a random order that depends on the seed alone, and every tenth window held out.
 
-    Training is one epoch of Lightning's, as long as all steps: batch i is the same whether the run before it was interrupted
-    or not, and whatever the number of processes, which share each batch equally.
+    Training is one epoch of Lightning's, as long as the Trainer's `max_steps`: batch i is the same whether the run before it
+    was interrupted or not, and whatever the number of processes, which share each batch equally. A Trainer of several
+    processes needs `use_distributed_sampler=False`. See `Distillation` for an example.
 
     Args:
         tokens: (windows, length).
         batch_size: windows in a batch, of all processes together.
-        batches: number of training batches.
         seed: seed of the order.
 
     Raises:
-        SubFitError: if there are fewer than two windows, or the processes cannot share a batch.
+        SubFitError: if there are fewer than two windows, the Trainer has no `max_steps`, or the processes cannot share a
+            batch.
     """
 
-    def __init__(self, tokens: Tensor, batch_size: int, batches: int, seed: int):
+    def __init__(self, tokens: Tensor, batch_size: int = 4, seed: int = 0):
         super().__init__()
         if len(tokens) < 2:
             raise SubFitError(f"{len(tokens)} calibration windows; fine-tuning needs one to train on, and one to judge by")
         held = held_out(len(tokens))
-        self.held_out, self.kept = tokens[held], tokens[~held]
-        self._batch_size, self._batches, self._seed = batch_size, batches, seed
+        self.validation_windows, self.training_windows = tokens[held], tokens[~held]
+        self._batch_size, self._seed = batch_size, seed
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         trainer = self.trainer
         assert trainer is not None
         processes, done = trainer.world_size, trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if trainer.max_steps < 1:
+            raise SubFitError("training is counted in steps: give the Trainer max_steps")
         if self._batch_size % processes:
             raise SubFitError(f"batch_size is {self._batch_size}; {processes} processes cannot share it equally")
-        order = Order(len(self.kept), self._batch_size, self._batches, self._seed, done, trainer.global_rank, processes)
-        return DataLoader(self.kept, batch_sampler=order)  # type: ignore[arg-type]  # rows of a tensor
+        batches = trainer.max_steps * trainer.accumulate_grad_batches
+        order = BatchOrder(
+            len(self.training_windows), self._batch_size, batches, self._seed, done, trainer.global_rank, processes
+        )
+        return DataLoader(self.training_windows, batch_sampler=order)  # type: ignore[arg-type]  # rows of a tensor
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        return DataLoader(self.held_out, batch_size=self._batch_size)  # type: ignore[arg-type]  # rows of a tensor
+        return DataLoader(self.validation_windows, batch_size=self._batch_size)  # type: ignore[arg-type]  # rows of a tensor
 
 
 def held_out(windows: int) -> Tensor:
@@ -54,12 +60,13 @@ def held_out(windows: int) -> Tensor:
     return torch.arange(windows) % HELD_OUT == 0
 
 
-class Order(Sampler[list[int]]):
+class BatchOrder(Sampler[list[int]]):
     """The indices of each training batch: one random order of all windows after the other.
 
     Args:
         windows: number of windows.
-        batch_size, batches, seed: as for `DistillationData`.
+        batch_size, seed: as for `DistillationData`.
+        batches: number of all batches.
         done: batches that were run before an interruption; they are counted, but not given again.
         rank, processes: which share of each batch to give.
     """

@@ -1,39 +1,24 @@
 """Low-rank adapters of kept layers, trained beside the bypasses and merged into the weights afterwards."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
 
 from subfit.errors import SubFitError
+from subfit.finetuning.settings import LoRA
 from subfit.model.folding import linear_like
 from subfit.model.processes import full_tensor
 from subfit.model.replacing import Switch
 from subfit.model.submodules import decoder_layers
 
 
-@dataclass(kw_only=True)
-class LoRA:
-    """Adapters (LoRA, arXiv 2106.09685) of every linear map that is kept in the last decoder layers.
-
-    Attributes:
-        layers: number of last layers.
-        rank: of each adapter.
-        alpha: an adapter adds alpha / rank times its product.
-    """
-
-    layers: int = 4
-    rank: int = 8
-    alpha: int = 16
-
-    def __post_init__(self) -> None:
-        if self.layers < 1 or self.rank < 1 or self.alpha < 1:
-            raise SubFitError("finetune.lora: layers and rank must be at least 1, and so must alpha")
-        if find_spec("peft") is None:
-            raise SubFitError("finetune.lora needs the package peft: pip install 'subfit[lora]'")
+def check_layers(model: nn.Module, settings: LoRA) -> None:
+    """Raises SubFitError if a model has fewer layers than are to have adapters."""
+    found = len(decoder_layers(model)[1])
+    if settings.layers > found:
+        raise SubFitError(f"finetune.lora: layers is {settings.layers}; the model has {found}")
 
 
 class Adapters(Switch):
@@ -52,9 +37,8 @@ class Adapters(Switch):
         from peft import LoraConfig, inject_adapter_in_model
 
         root, layers = decoder_layers(model)
+        check_layers(model, settings)
         first = len(layers) - settings.layers
-        if first < 0:
-            raise SubFitError(f"finetune.lora: layers is {settings.layers}; the model has {len(layers)}")
         trained = {id(part) for module in bypasses for part in module.modules()}
         found = {
             f"{root}.{index}.{name}": module

@@ -1,7 +1,6 @@
 """The parameters that are trained, apart from the model that uses them."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ class MasterWeights(nn.ParameterList):
     """Float32 copies of the parameters of some modules, from which these take their weights as long as they are trained.
 
     Steps of training that are smaller than the resolution of bfloat16 are not lost, and the model computes with the rounded
-    weights that it will be saved with. A parameter that several modules share is one master.
+    weights that it will be saved with. A parameter that several modules share has one copy.
 
     Args:
         modules: the modules; those that they have in common count once.
@@ -34,8 +33,8 @@ class MasterWeights(nn.ParameterList):
                 if parameter is not None:
                     self._uses[found[id(parameter)]].append((module, name))
 
-    def show(self) -> None:
-        """Gives the modules the masters as they are now, rounded to their data type; gradients flow back."""
+    def use(self) -> None:
+        """Gives the modules the weights as they are now, rounded to their data type; gradients flow back."""
         for master, own, uses in zip(self, self._own, self._uses, strict=True):
             rounded = master.to(own.dtype)
             for module, name in uses:
@@ -43,26 +42,13 @@ class MasterWeights(nn.ParameterList):
                 setattr(module, name, rounded)
 
     def values(self) -> list[Tensor]:
-        """Returns copies of the masters."""
+        """Returns copies of the weights."""
         return [master.detach().clone() for master in self]
 
-    def leave(self, values: list[Tensor]) -> None:
+    def restore(self, values: list[Tensor]) -> None:
         """Gives the modules their own parameters back, with these values."""
         for own, uses, value in zip(self._own, self._uses, values, strict=True):
             own.data.copy_(value)
             for module, name in uses:
                 vars(module).pop(name, None)
                 module._parameters[name] = own
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Within the context, no parameter of a model gets a gradient."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in asking:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)

@@ -1,4 +1,8 @@
-"""Gradient descent on what a bypass reads and what it is to give."""
+"""Gradient descent on what a bypass reads and what it is to give.
+
+A plain loop: the modules are small and many, and a Trainer makes a step of theirs more than twice as long (2.1 s instead of
+0.8 s for 100 steps of 1024 tokens, width 576, rank 60). It shares with the fine-tuning how the best state is kept.
+"""
 
 import copy
 from collections.abc import Callable
@@ -6,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from tqdm.auto import trange
+
+from subfit.fitting.best_state import BestState
 
 CHECKS = 20  # times that the held-out rows are looked at during training
 
@@ -40,7 +46,8 @@ def fit_by_gradient(
         parts = held.split(batch)
         return sum(float(loss(inputs[part], targets[part])) * len(part) for part in parts) / len(held)
 
-    lowest, best = held_out(), copy.deepcopy(module.state_dict())
+    best = BestState(lambda: copy.deepcopy(module.state_dict()))
+    best.update(held_out())
     optimizer = torch.optim.AdamW(module.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     for step in trange(1, steps + 1, desc="train", unit="step", leave=False):
@@ -50,7 +57,5 @@ def fit_by_gradient(
         optimizer.step()
         schedule.step()
         if step % max(steps // CHECKS, 1) == 0 or step == steps:
-            error = held_out()
-            if error < lowest:  # never for NaN
-                lowest, best = error, copy.deepcopy(module.state_dict())
-    module.load_state_dict(best)
+            best.update(held_out())
+    module.load_state_dict(best.state)

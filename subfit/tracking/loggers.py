@@ -1,112 +1,85 @@
-"""Where a run is logged while it goes on: nowhere, in CSV files, or with Weights & Biases."""
+"""Where a run is logged while it goes on: with any number of Lightning's loggers, all in the same way."""
 
-import csv
 import sys
-import tempfile
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from subfit.errors import SubFitError
 from subfit.model.processes import is_rank_zero
-from subfit.tracking.plots import draw_scores
-from subfit.tracking.records import SITES, flat, sites
+from subfit.parsing import instantiate, parse_value
 
-LoggerName = Literal["none", "csv", "wandb"]
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+LOGGERS = ("csv", "mlflow", "tensorboard", "wandb")
+BESIDE_OUTPUT = ("csv", "tensorboard")  # these write to the folder of the run
 
 
 class Log:
-    """Logs nothing; the others do what it does, and log.
+    """The loggers of a run, none by default; and its folder. As a context, it ends the loggers that were made for it.
 
     Args:
         folder: folder of what a run leaves besides its result, such as the state of a fine-tuning; none, if not given.
         resume: file with the state of a fine-tuning to go on from.
+        artifact: whether Weights & Biases gets the saved checkpoint, too.
+
+    Attributes:
+        loggers: for Lightning's Trainer.
     """
 
-    def __init__(self, folder: str | None = None, resume: str | None = None):
+    def __init__(self, folder: str | None = None, resume: str | None = None, artifact: bool = False):
         if resume is not None and not Path(resume).is_file():
             raise SubFitError(f"there is no checkpoint {resume} to resume from")
         self.folder, self.resume = folder, resume
+        self.loggers: list[Logger] = []
+        self._made: list[Logger] = []
+        self._artifact = artifact
 
-    def curves(self) -> Any:
-        """Returns the logger of Lightning's that training curves go to, if there is one."""
-        return False
+    def add(self, given: Any, configuration: dict[str, Any], group: str | None) -> None:
+        """Adds a logger, by name, as a mapping or as an object, and logs a configuration with it; see `open_log`."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a folder that has files already
+            try:
+                logger = _make(given, self.folder, configuration, group)
+                self.loggers.append(logger)
+                if logger is not given:
+                    self._made.append(logger)
+                logger.log_hyperparams(configuration)
+            except SubFitError:
+                raise
+            except Exception as error:  # whatever a package or a server says
+                raise SubFitError(f"the logger {_name(given)} cannot be made: {' '.join(str(error).split())}") from error
 
     def result(self, record: dict[str, Any], output: str | None = None) -> None:
         """Logs the record of a compression, and that it was saved to a folder, if it was."""
+        if not self.loggers:
+            return
+        from subfit.tracking.results import log_result
+
+        for logger in self.loggers:
+            _try(logger, log_result, logger, record, output if self._artifact else None)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         """Ends the log; an error marks the run as failed."""
-
-
-class CsvLog(Log):
-    """Writes `metrics.csv`, the training curves, and `sites.csv`, what is known of each site."""
-
-    def curves(self) -> Any:
-        from lightning.pytorch.loggers import CSVLogger
-
-        return CSVLogger(str(self.folder), name="", version="", flush_logs_every_n_steps=1)
-
-    def result(self, record: dict[str, Any], output: str | None = None) -> None:
-        assert self.folder is not None
-        try:
-            Path(self.folder).mkdir(parents=True, exist_ok=True)
-            with open(Path(self.folder) / "sites.csv", "w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([SITES, *sites(record)])
-        except OSError as error:
-            print(f"cannot write {self.folder}/sites.csv: {error}", file=sys.stderr)
-
-
-class WandbLog(Log):
-    """A run of Weights & Biases, whose own settings (environment variables, `wandb login`) hold.
-
-    Where one cannot be started online, it is kept offline, and a line says so.
-
-    Args:
-        configuration: the whole configuration of the run, as plain data.
-        group: runs of one group are shown together, such as the cells of an ablation.
-        artifact: whether to log the saved checkpoint, too.
-    """
-
-    def __init__(
-        self,
-        configuration: dict[str, Any],
-        folder: str | None = None,
-        resume: str | None = None,
-        group: str | None = None,
-        artifact: bool = False,
-    ):
-        super().__init__(folder, resume)
-        self._artifact = artifact
-        self._run = _start(config=configuration, tags=_tags(configuration), group=group)
-
-    def curves(self) -> Any:
+        if not self.loggers:
+            return
         from lightning.pytorch.loggers import WandbLogger
 
-        return WandbLogger(experiment=self._run)
-
-    def result(self, record: dict[str, Any], output: str | None = None) -> None:
-        import wandb
-
-        with tempfile.TemporaryDirectory(prefix="subfit-picture-") as folder:
-            picture = Path(folder) / "scores.png"
-            draw_scores(record, picture)
-            table = wandb.Table(columns=list(SITES), data=[list(row) for row in sites(record)])
-            self._run.log({"sites": table, "scores": wandb.Image(str(picture))})
-        left_out = ("configuration", "scores")  # the one is the run's configuration, the other in the table
-        self._run.summary.update({key: value for key, value in record.items() if key not in left_out})
-        if self._artifact and output is not None:
-            self._run.log_artifact(output, name=Path(output).absolute().name, type="model")
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
-        self._run.finish(exit_code=0 if error is None else 1)
+        for logger in self.loggers:
+            _try(logger, logger.finalize, "success" if error is None else "failed")
+        for logger in self._made:
+            if isinstance(logger, WandbLogger):
+                _try(logger, logger.experiment.finish, 0 if error is None else 1)
 
 
 def open_log(
-    logger: LoggerName,
+    logger: Any,
     configuration: dict[str, Any],
     folder: str | None = None,
     resume: str | None = None,
@@ -114,71 +87,80 @@ def open_log(
     group: str | None = None,
     artifact: bool = False,
 ) -> Log:
-    """Returns the log of a run; see `Log` and `WandbLog`.
-
-    Raises:
-        SubFitError: if there is no such logger, or it has nowhere to write to.
-    """
-    if logger not in ("none", "csv", "wandb"):
-        raise SubFitError(f"unknown logger {logger!r}; use none, csv or wandb")
-    if logger == "csv" and folder is None:
-        raise SubFitError("the logger csv writes beside the output folder; give one")
-    if not is_rank_zero():
-        return Log(folder, resume)
-    if logger == "wandb":
-        return WandbLog(configuration, folder, resume, group, artifact)
-    return (CsvLog if logger == "csv" else Log)(folder, resume)
-
-
-class TableLog:
-    """One run of Weights & Biases for a whole ablation: a step of its curves, and a line of its table, for each cell.
+    """Returns the log of a run.
 
     Args:
-        name: of the run.
+        logger: one logger, or a list of them; each a name in `LOGGERS`, a Logger of Lightning's, or its dotted path or
+            `class_path` and `init_args`. None and `none` are no logger. `csv` writes `metrics.csv`, `hparams.yaml` and
+            `sites.csv` to the folder, `tensorboard` its events; `wandb` and `mlflow` follow the settings of these packages.
+            Where W&B cannot be reached, the run is kept offline.
+        configuration: the whole configuration of the run, as plain data.
+        folder, resume, artifact: see `Log`.
+        group: Weights & Biases shows the runs of one group together, such as the cells of an ablation.
+
+    Raises:
+        SubFitError: if there is no such logger, it cannot be made, or it has nowhere to write to.
     """
-
-    def __init__(self, name: str):
-        self._run = _start(name=name, job_type="ablation")
-        self._rows: list[dict[str, Any]] = []
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Logs the row of a finished cell."""
-        short = {**row["values"], **{key: row[key] for key in ("texts", "size", "seconds", "total_seconds")}}
-        self._rows.append(flat(short))
-        self._run.log(self._rows[-1])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
-        """Logs the table and ends the run."""
-        import wandb
-
-        columns: list[Any] = list(dict.fromkeys(key for row in self._rows for key in row))
-        data = [[row.get(column) for column in columns] for row in self._rows]
-        self._run.log({"cells": wandb.Table(columns=columns, data=data, allow_mixed_types=True)})
-        self._run.finish(exit_code=0 if error is None else 1)
+    wanted = check_loggers(logger, folder)
+    log = Log(folder, resume, artifact)
+    if is_rank_zero():
+        try:
+            for given in wanted:
+                log.add(given, configuration, group)
+        except BaseException as error:
+            log.__exit__(type(error), error, error.__traceback__)
+            raise
+    return log
 
 
-def _tags(configuration: dict[str, Any]) -> list[str]:
-    """The names of the strategies, each with what it is."""
-    kinds = ("scorer", "selector", "attention_bypass", "ffn_bypass")
-    values = {kind: configuration.get(kind) for kind in kinds}
-    names = {kind: value["class_path"] if isinstance(value, dict) else value for kind, value in values.items()}
-    return [f"{kind}:{name}"[:64] for kind, name in names.items() if name]  # W&B's limit
+def check_loggers(logger: Any, folder: str | None) -> list[Any]:
+    """Returns the loggers of an option as a list, none of them made.
+
+    Raises:
+        SubFitError: if there is no such logger, it does not take its arguments, or it has nowhere to write to.
+    """
+    wanted = [each for each in (logger if isinstance(logger, list | tuple) else [logger]) if each not in (None, "none", "")]
+    for given in wanted:
+        if isinstance(given, str) and "." not in given:
+            if given not in LOGGERS:
+                raise SubFitError(f"unknown logger {given!r}; use none, {', '.join(LOGGERS)}, or class_path and init_args")
+            if given in BESIDE_OUTPUT and folder is None:
+                raise SubFitError(f"the logger {given} writes beside the output folder; give one")
+        else:
+            from lightning.pytorch.loggers import Logger
+
+            parse_value(Logger, given, "logger")
+    return wanted
 
 
-def _start(**options: Any) -> Any:
-    """Starts a run of W&B: online where there is a login and a network, unless its settings say otherwise."""
-    import wandb
+def _make(given: Any, folder: str | None, configuration: dict[str, Any], group: str | None) -> "Logger":
+    from lightning.pytorch import loggers
 
+    made: Logger
+    if given == "csv":
+        made = loggers.CSVLogger(str(folder), name="", version="", flush_logs_every_n_steps=1)
+    elif given == "tensorboard":
+        made = loggers.TensorBoardLogger(str(folder), name="", version="", default_hp_metric=False)
+    elif given == "mlflow":
+        made = loggers.MLFlowLogger("subfit")
+    elif given == "wandb":
+        from subfit.tracking.wandb_runs import start_run, tags
+
+        made = loggers.WandbLogger(experiment=start_run(tags=tags(configuration), group=group))
+    else:
+        made = instantiate(loggers.Logger, given, "logger")
+    return made
+
+
+def _name(given: Any) -> str:
+    if isinstance(given, dict):
+        return str(given.get("class_path"))
+    return given if isinstance(given, str) else type(given).__name__
+
+
+def _try(logger: "Logger", action: Callable[..., None], *arguments: Any) -> None:
+    """Does something with a logger; what it cannot log is no reason to lose the run, and is shown."""
     try:
-        if wandb.setup().settings.mode != "online" or wandb.login(prompt=False, verify=False):
-            return wandb.init(**options)
-        reason = "there is no login"
-    except wandb.Error as error:
-        reason = str(error).strip().splitlines()[0]
-    except ValueError as error:
-        raise SubFitError(f"W&B cannot use its settings: {' '.join(str(error).split())}") from error
-    print(f"W&B: {reason}; the run is logged offline, for `wandb sync`", file=sys.stderr)
-    return wandb.init(mode="offline", **options)
+        action(*arguments)
+    except Exception as error:
+        print(f"{type(logger).__name__} has failed: {' '.join(str(error).split())}", file=sys.stderr)

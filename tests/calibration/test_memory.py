@@ -34,13 +34,14 @@ print(peak() - before)
 """
 TRAINING = """
 from subfit.calibration.capture import Calibration
-from subfit.finetuning.fine_tune import FineTuning, TrainerFlags, fine_tune
+from subfit.finetuning.fine_tune import fine_tune
+from subfit.finetuning.settings import FineTuning
 from subfit.tracking.loggers import Log
 from subfit.pipeline import fit_recipe
 
 size = dict(num_hidden_layers=12, hidden_size=512, intermediate_size=1408, num_attention_heads=8, head_dim=64)
 tokens = torch.randint(3, 101, (20, 128), generator=torch.Generator().manual_seed(0))
-settings = FineTuning(trainer=TrainerFlags(max_steps=2, val_check_interval=2), batch_size=4)
+settings = FineTuning(trainer=dict(max_steps=2, val_check_interval=2), batch_size=4)
 
 def train(model):
     calibration = Calibration(model, tokens)
@@ -94,6 +95,6 @@ def test_peak_memory_of_the_papers_method_does_not_grow_with_depth():
 def test_fine_tuning_takes_the_weights_once_and_the_optimisers_state():
     """At most 1.3 times the dense model's weights, the bypasses' state, and a forward and backward pass's activations."""
     weights, activations, peak, trained = printed(TRAINING)
-    state = 5 * trained  # masters, their gradients, two moments of AdamW, the best so far
+    state = 5 * trained  # master weights, their gradients, two moments of AdamW, the best so far
     print(f"weights {weights:.0f}, activations {activations:.0f}, state {state:.0f}, peak of fine-tuning {peak:.0f} MiB")
     assert activations > 0 and weights < peak < 1.3 * weights + state + activations

@@ -5,7 +5,7 @@ import torch
 from conftest import FAMILIES, tiny_model, tiny_tokens
 
 from subfit.finetuning import chunked_loss
-from subfit.finetuning.chunked_loss import distillation_loss
+from subfit.finetuning.losses import Batch, distillation_loss
 
 
 def outputs(model, tokens, seed):
@@ -27,7 +27,7 @@ def test_the_chunks_give_the_plain_formulas_and_their_gradient(family, weights, 
     for output in (teacher, student):
         output.last_hidden_state = output.last_hidden_state.double()
     hidden = student.last_hidden_state.requires_grad_()
-    loss, terms = distillation_loss(model, student, teacher, tokens, *weights)
+    loss, terms = distillation_loss(Batch(model, tokens, student, teacher, [], []), *weights)
     (gradient,) = torch.autograd.grad(loss * 3, hidden)
 
     logits = model.get_output_embeddings()(hidden)
@@ -66,5 +66,5 @@ def test_memory_does_not_grow_with_the_vocabulary_times_the_positions():
     student.last_hidden_state.requires_grad_()
     model.requires_grad_(False)
     with Watch():
-        distillation_loss(model, student, teacher, tokens, 1.0, 0.0)[0].backward()
+        distillation_loss(Batch(model, tokens, student, teacher, [], []), 1.0, 0.0)[0].backward()
     assert max(seen) <= chunked_loss.CHUNK * 5000 < 8 * 128 * 5000 / 7

@@ -218,7 +218,9 @@ def test_a_plugins_module_that_cannot_travel_is_refused_once_it_is_fitted(tmp_pa
     [
         ("made = Curve(); made.forward = lambda x: x; return made", "its logits differ by"),
         (
-            "made = nn.Linear(branch.site.width, branch.site.width); made.register_buffer('extra', torch.ones(1)); return made",
+            "made = nn.Linear(branch.site.width, branch.site.width)\n"
+            "        made.register_buffer('extra', torch.ones(1))\n"
+            "        return made",
             "its weight .*extra differs",
         ),
     ],

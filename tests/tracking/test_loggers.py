@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import wandb
+import yaml
+from lightning.pytorch.loggers import Logger
+from lightning_utilities.core.imports import RequirementCache
 
 from subfit import api
 from subfit.cli.main import main
@@ -185,11 +188,137 @@ def test_csv_files_hold_what_the_record_holds(tmp_path, model_folder, text_file,
     assert [float(value) for value in curve] == [point["kl"] for point in record["finetune"]["curve"]]
 
 
-def test_a_logger_that_is_not_there_or_has_no_place_is_refused():
-    with pytest.raises(SubFitError, match="unknown logger 'tensorboard'; use none, csv or wandb"):
-        open_log("tensorboard", {})
-    with pytest.raises(SubFitError, match="beside the output folder"):
-        open_log("csv", {})
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("tensorbord", "unknown logger 'tensorbord'; use none, csv, mlflow, tensorboard, wandb, or class_path"),
+        ("csv", "the logger csv writes beside the output folder; give one"),
+        (["wandb", "tensorboard"], "the logger tensorboard writes beside the output folder"),
+        ({"class_path": "lightning.pytorch.loggers.CSVLogger"}, "logger: .*save_dir"),
+        ({"class_path": "lightning.pytorch.loggers.NoLogger", "init_args": {}}, "logger: .*NoLogger"),
+        (3, "logger: "),
+    ],
+)
+def test_a_logger_that_is_not_there_or_has_no_place_is_refused(given, message):
+    with pytest.raises(SubFitError, match=message) as raised:
+        open_log(given, {})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("given", ["mlflow", {"class_path": "lightning.pytorch.loggers.MLFlowLogger"}])
+def test_a_logger_whose_package_is_missing_is_one_line_before_any_work(given, model_folder, text_file, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", RequirementCache("mlflow>=999"))
+    monkeypatch.setattr(api, "model_of", None)  # not called
+    with pytest.raises(SubFitError, match="mlflow") as raised:
+        compress(model_folder, text_file, logger=["none", given], output=None)
+    assert "\n" not in str(raised.value)
+
+
+class Memory(Logger):
+    """Remembers what it is given."""
+
+    def __init__(self, full_disk: bool = False):
+        super().__init__()
+        self.full_disk, self.configuration, self.metrics, self.statuses = full_disk, None, {}, []
+
+    name, version = "memory", 0
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        self.configuration = params
+
+    def log_metrics(self, metrics, step=None):
+        if self.full_disk:
+            raise OSError(28, os.strerror(28))
+        for name, value in metrics.items():
+            self.metrics.setdefault(name, []).append((step, value))
+
+    def finalize(self, status):
+        self.statuses.append(status)
+
+
+def test_several_loggers_get_the_same_of_one_run(offline, model_folder, text_file):
+    """CSV files, an offline run of W&B, and any other Logger."""
+    memory = Memory()
+    record = compress(model_folder, text_file, logger=["csv", "wandb", memory]).record
+    configuration, curve = record["configuration"], [point["kl"] for point in record["finetune"]["curve"]]
+    assert memory.configuration == configuration and memory.statuses == ["success"]
+    assert [value for _, value in memory.metrics["validation/kl"]] == curve
+    assert memory.metrics["evaluation.perplexity_ratio"][0][1] == record["evaluation"]["perplexity_ratio"]
+    assert memory.metrics["size.after.parameters"] == [(record["finetune"]["step"], record["size"]["after"]["parameters"])]
+    rows = list(csv.DictReader(Path("out.run/metrics.csv").read_text().splitlines()))
+    assert [float(row["validation/kl"]) for row in rows if row["validation/kl"]] == curve
+    assert float(rows[-1]["evaluation.kl"]) == record["evaluation"]["kl"]
+    assert yaml.safe_load(Path("out.run/hparams.yaml").read_text()) == configuration
+    found = logged(offline)
+    assert [row["validation/kl"] for row in found["history"] if "validation/kl" in row] == curve
+    assert found["summary"]["size"] == record["size"]
+
+
+def events(folder: Path) -> list:
+    """The events in the TensorBoard files of a folder: records of length, checksum, content, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.glob("events*")):
+        data, position = path.read_bytes(), 0
+        while position < len(data):
+            (length,) = struct.unpack_from("<Q", data, position)
+            found.append(Event.FromString(data[position + 12 : position + 12 + length]))
+            position += length + 16
+    return [value for event in found for value in event.summary.value]
+
+
+def test_tensorboard_has_curves_measurements_table_and_picture(model_folder, text_file, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    monkeypatch.chdir(tmp_path)
+    record = compress(model_folder, text_file, logger="tensorboard").record
+    found = events(Path("out.run"))
+    kl = [value.simple_value for value in found if value.tag == "validation/kl"]
+    assert kl == pytest.approx([point["kl"] for point in record["finetune"]["curve"]])
+    (ratio,) = [value.simple_value for value in found if value.tag == "evaluation.perplexity_ratio"]
+    assert ratio == pytest.approx(record["evaluation"]["perplexity_ratio"])
+    (picture,) = [value.image for value in found if value.tag == "scores"]
+    assert picture.width > 500 and len(picture.encoded_image_string) > 1000
+    (text,) = [value.tensor.string_val[0].decode() for value in found if value.tag.startswith("sites")]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert lines[0] == list(SITES) and lines[2:] == [[str(cell) for cell in row] for row in sites(record)]
+    assert yaml.safe_load(Path("out.run/hparams.yaml").read_text())["model"] == str(model_folder)
+
+
+def test_a_logger_by_its_class_path_from_the_command_line(model_folder, text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "own", "name": "", "version": ""}}
+    options = f"compress --model {model_folder} --calibration.path {text_file} --calibration.windows 4 --output out --json"
+    assert main([*options.split(), "--logger", json.dumps([own, "csv"])]) == 0
+    record = json.loads(capsys.readouterr().out)
+    tables = [list(csv.reader((tmp_path / folder / "sites.csv").read_text().splitlines())) for folder in ("own", "out.run")]
+    assert tables[0] == tables[1] and len(tables[0]) == 1 + len(record["scores"])
+    first, second = record["configuration"]["logger"]
+    assert first["class_path"] == own["class_path"] and first["init_args"].items() >= own["init_args"].items()
+    assert second == "csv"
+
+
+def test_what_a_logger_cannot_log_loses_no_run(model_folder, text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    record = compress(model_folder, text_file, logger=Memory(full_disk=True)).record
+    assert "No space left" in record["finetune"]["stopped"] and (tmp_path / "out" / "compression.json").is_file()
+    assert "Memory has failed: [Errno 28] No space left" in capsys.readouterr().err
+
+
+def test_a_run_of_wandb_is_ended_if_another_logger_cannot_be_made(offline):
+    with pytest.raises(SubFitError, match="save_dir"):
+        open_log(["wandb", {"class_path": "lightning.pytorch.loggers.CSVLogger"}], {})
+    assert not list(offline.glob("wandb/offline-run-*"))  # what is wrong was seen first
+
+    class Unreachable(Memory):
+        def log_hyperparams(self, params, *args, **kwargs):
+            raise ConnectionError("no such server")
+
+    with pytest.raises(SubFitError, match="the logger Unreachable cannot be made: no such server"):
+        open_log(["wandb", Unreachable()], {})
+    (path,) = offline.glob("wandb/offline-run-*/*.wandb")
+    wandb.teardown()
+    assert [r.exit.exit_code for r in records(path) if r.WhichOneof("record_type") == "exit"] == [1]
 
 
 def test_wandb_and_lightning_are_imported_only_when_asked_for():

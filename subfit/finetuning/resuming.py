@@ -1,0 +1,61 @@
+"""The state that a fine-tuning leaves to be resumed from, and whether it is that of the same run."""
+
+import hashlib
+import pickle
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from subfit.calibration.capture import Calibration
+from subfit.errors import SubFitError
+from subfit.finetuning.master_weights import MasterWeights
+from subfit.model.processes import full_tensor
+from subfit.model.replacing import Replacement, Switch, switched_off
+
+
+class LastState(ModelCheckpoint):
+    """Saves the state to `last.ckpt` at each evaluation of the held-out windows.
+
+    Args:
+        folder: where to.
+        identity: says which model, selection and tokens this is; kept in the file.
+    """
+
+    def __init__(self, folder: str, identity: dict[str, Any]):
+        super().__init__(folder, "last", save_on_train_epoch_end=False, enable_version_counter=False)
+        self._identity = identity
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["subfit"] = self._identity
+
+
+def run_identity(calibration: Calibration, switches: list[Switch], weights: MasterWeights) -> dict[str, Any]:
+    """Returns what a run and the one that it resumes must have in common."""
+    digest = hashlib.sha256()
+    with switched_off(switches):
+        for parameter in calibration.model.parameters():
+            digest.update(_bytes(full_tensor(parameter.detach()).flatten()[:1024].float()))
+    return {
+        "model": digest.hexdigest(),
+        "selection": [switch.site.name for switch in switches if isinstance(switch, Replacement)],
+        "bypasses": [list(weight.shape) for weight in weights],
+        "calibration": hashlib.sha256(_bytes(calibration.tokens)).hexdigest(),
+    }
+
+
+def check_state(path: str, identity: dict[str, Any]) -> None:
+    """Raises SubFitError unless a file is the state of a run with this identity."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)["subfit"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise SubFitError(f"the checkpoint {path} cannot be read: {type(error).__name__}") from error
+    for what, own in identity.items():
+        if found.get(what) != own:
+            raise SubFitError(f"the checkpoint {path} is of another run: its {what} differs")
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().contiguous().numpy().tobytes()
