@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from subfit.calibration.data import EVALUATION_SEED, Data, EvaluationData, read_tokens
+from subfit.calibration.data import describe_tokens, read_tokens
+from subfit.calibration.settings import Data, EvaluationData, evaluation_seed
 from subfit.config import Options, Source, configuration, resolve
 from subfit.errors import SubFitError
 from subfit.evaluation.evaluate import evaluate
@@ -26,7 +24,7 @@ from subfit.pipeline import Compression, compress_model
 from subfit.registry.listing import list_strategies
 from subfit.tracking.loggers import Log, open_log
 from subfit.tracking.plots import draw_scores
-from subfit.tracking.records import FORMAT_VERSION
+from subfit.tracking.provenance import provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -158,11 +156,10 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
     record = compression.record
     record["seconds"] = {name: round(value, 3) for name, value in stages.items()} | record["seconds"]
     record.update(
-        format_version=FORMAT_VERSION,
+        **provenance(),
         configuration=written,
-        calibration_tokens={"shape": list(tokens.shape), "sha256": _fingerprint(tokens)},
-        evaluation_tokens={"shape": list(held_out.shape), "sha256": _fingerprint(held_out)},
-        versions={"python": platform.python_version(), **{p: version(p) for p in ("subfit", "torch", "transformers")}},
+        calibration_tokens=describe_tokens(tokens),
+        evaluation_tokens=describe_tokens(held_out),
     )
     if options.output is not None:
         checkpoint.save(compression.model, tokenizer, record, options.output, draw_scores)
@@ -188,7 +185,7 @@ def tokens_of(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Ten
     held_out = wanted > 0 and not (own.source or own.path or own.dataset)
     tokens, rest = read_tokens(options.calibration, model, tokenizer, options.seed, wanted if held_out else 0)
     if wanted > 0 and not held_out:
-        rest, _ = read_tokens(own, model, tokenizer, options.seed + EVALUATION_SEED)
+        rest, _ = read_tokens(own, model, tokenizer, evaluation_seed(options.seed))
     return tokens, rest
 
 
@@ -206,7 +203,3 @@ def _on_loaded(options: Options, model: PreTrainedModel) -> Options:
     model.train(False)
     name = getattr(model.config, "_name_or_path", "") or None
     return dataclasses.replace(options, model=name, dtype=dtype, device=str(model.device))
-
-
-def _fingerprint(tokens: Tensor) -> str:
-    return hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()

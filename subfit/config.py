@@ -19,7 +19,7 @@ from subfit.options.typed import check_known, typed
 
 if TYPE_CHECKING:  # what they are in takes seconds to import, which help does not wait for
     from subfit.bypass import Substitute
-    from subfit.calibration.data import Data, EvaluationData
+    from subfit.calibration.settings import Data, EvaluationData
     from subfit.finetuning.settings import FineTuning
     from subfit.fitting.costs import Unit
     from subfit.fitting.sequential import Target

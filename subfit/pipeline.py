@@ -18,6 +18,7 @@ from subfit.fitting.costs import flops_per_token
 from subfit.fitting.one_shot import fit_one_shot
 from subfit.fitting.sequential import fit_sequential
 from subfit.fitting.substitutes import plan_of
+from subfit.model.portable_code import portable_source
 from subfit.model.processes import broadcast, init_process_group
 from subfit.model.replacing import Replacement, Switch, check_replaceable, finalize, switched_off
 from subfit.model.sizes import kv_bytes_per_token
@@ -71,6 +72,7 @@ def compress_model(
     calibration = Calibration(model, tokens, batch_size)
     init_process_group(calibration.device)
     switches, record = fit_recipe(calibration, recipe, seed)
+    portable_source([switch.stand_in.bypass for switch in switches if switch.stand_in])  # fails before the work that follows
     tune(calibration, switches, recipe, record, log or Log())
     if evaluation is not None and len(evaluation):
         with timed(record["seconds"], "evaluate"):

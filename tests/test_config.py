@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from subfit.calibration.data import Data
+from subfit.calibration.settings import Data
 from subfit.config import OPTIONS, configuration, resolve
 from subfit.errors import SubFitError
 from subfit.options.sources import Text, presets

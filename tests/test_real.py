@@ -12,7 +12,8 @@ import torch
 from conftest import recipe
 
 from subfit.calibration.capture import Calibration
-from subfit.calibration.data import Data, read_tokens
+from subfit.calibration.data import read_tokens
+from subfit.calibration.settings import Data
 from subfit.fitting.one_shot import fit_one_shot
 from subfit.model.loading import load
 from subfit.pipeline import compress_model

@@ -1,21 +1,16 @@
 """Ablation grids: a YAML file that describes many compressions, as a list of cells."""
 
 import hashlib
-import itertools
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from subfit import config
-from subfit.calibration.data import EvaluationData
-from subfit.config import read_mapping, resolve
+from subfit.ablation.axes import combinations, read_source, sources
+from subfit.calibration.settings import EvaluationData
+from subfit.config import Options, configuration, read_mapping, resolve
 from subfit.errors import SubFitError
-from subfit.options.sources import presets
 
-KEYS = ("base", "options", "axes", "zip", "cells", "exclude", "texts", "tasks", "items")
-OPTIONS = frozenset(config.OPTIONS) - {"output"}
+KEYS = ("base", "options", "axes", "zip", "cells", "exclude", "texts", "tasks", "limit")
 
 
 @dataclass(frozen=True)
@@ -24,17 +19,23 @@ class Cell:
 
     Attributes:
         values: what sets it apart from the other cells: the value, or the label, of each axis.
-        configuration: all its options, as plain data.
+        options: all its options.
+        configuration: the same as plain data.
         name: depends on the options alone that are not at their defaults, so that options which are new do not change it.
     """
 
     values: dict[str, Any]
+    options: Options
     configuration: dict[str, Any]
     name: str
 
-    def is_row(self, row: dict[str, Any] | None) -> bool:
-        """Whether a row is the finished one of this cell, run with the same options as far as there were any."""
-        if row is None or row["status"] != "done" or row["cell"] != self.name:
+    def is_done(self, row: dict[str, Any] | None, depends_on: dict[str, Any]) -> bool:
+        """Whether a row is the finished one of this cell, with the same options as far as there were any.
+
+        Args:
+            depends_on: what such a row depends on beside the options; see `ablation.dependencies` for the rule.
+        """
+        if row is None or row["status"] != "done" or row["cell"] != self.name or row.get("depends_on") != depends_on:
             return False
         return {**self.configuration, **row["configuration"]} == self.configuration
 
@@ -46,19 +47,26 @@ class Grid:
     Attributes:
         texts: data sources by name.
         tasks: files of zero-shot tasks.
-        items: number of items of each task, the first ones; all if None.
+        limit: number of items of each task, the first ones; all if None.
     """
 
     cells: list[Cell]
     texts: dict[str, EvaluationData]
     tasks: list[str]
-    items: int | None
+    limit: int | None
 
     def check_files(self) -> None:
         """Raises SubFitError if a text file that a cell needs is missing."""
-        named = [EvaluationData(**cell.configuration[key]) for cell in self.cells for key in ("calibration", "evaluation")]
-        for data in [*named, *self.texts.values()]:
+        for cell in self.cells:
+            cell.options.check_files()
+        for data in self.texts.values():
             data.check_files()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what tells this grid from another, as plain data."""
+        described: dict[str, Any] = {"cells": {cell.name: cell.values for cell in self.cells}}
+        described["texts"] = {name: vars(data) for name, data in self.texts.items()}
+        return described | ({"tasks": self.tasks, "limit": self.limit} if self.tasks else {})
 
 
 def read_grid(path: str) -> Grid:
@@ -76,128 +84,81 @@ def read_grid(path: str) -> Grid:
     - `cells`: a list of mappings of options.
     - `exclude`: a list of mappings; a cell is left out that has all values of one of them.
     - `texts`: further texts to evaluate each cell on: a mapping of names to data sources, as for `evaluation`.
-    - `tasks`: files of zero-shot tasks to evaluate each cell on, see `evaluation.tasks.read_task`; of
-      each, the first `items`, or all.
+    - `tasks`: files of zero-shot tasks to evaluate each cell on, see `evaluation.tasks.read_task`.
+    - `limit`: number of items of each task, the first ones (`items` in older grids); all if not given.
 
     Raises:
         SubFitError: if the file cannot be read, or a cell of it could not be run, or two cells are the same.
     """
+    content = _read(path)
+    base = content.get("base", [])
+    shared = [read_source(path, name) for name in (base if isinstance(base, list) else [base])]
+    shared.append(content.get("options", {}))
+    defaults = configuration(resolve())
+    cells = [
+        _cell(path, chosen, [*shared, *sources(path, content, chosen)], defaults) for chosen in combinations(path, content)
+    ]
+    _check_different(path, cells)
+    return Grid(cells, _texts(path, content), _tasks(path, content), _limit(path, content))
+
+
+def _read(path: str) -> dict[str, Any]:
+    """The content of a grid file, whose keys are known."""
     content = read_mapping(path)
+    if "items" in content:
+        content["limit"] = content.pop("items")
     for key in content:
         if key not in KEYS:
             raise SubFitError(f"{path}: unknown key {key!r}; a grid has {', '.join(KEYS)}")
-    folder = Path(path).parent
-    base = [_source(folder, name) for name in _as_list(content.get("base", []))] + [content.get("options", {})]
-    cells, defaults = [], config.configuration(resolve())
-    for chosen in _combinations(path, content):
-        if any(all(chosen.get(key) == value for key, value in rule.items()) for rule in _excluded(path, content, chosen)):
-            continue
-        whole = _complete(path, chosen, [*base, *_sources_of(path, content, chosen)])
-        own = {key: value for key, value in whole.items() if value != defaults.get(key)}
-        name = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
-        cells.append(Cell(chosen, whole, name))
-    _check_different(path, cells)
-    tasks, items = content.get("tasks", []), content.get("items")
-    if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
-        raise SubFitError(f"{path}: tasks must be a list of .jsonl files")
-    if items is not None and (not isinstance(items, int) or items < 1):
-        raise SubFitError(f"{path}: items is {items!r}; it must be at least 1")
-    return Grid(cells, _texts(path, content.get("texts", {})), tasks, items)
+    return content
 
 
-def _combinations(path: str, content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The values of each cell, before any is excluded."""
-    axes, together = (_axes(path, content, key) for key in ("axes", "zip"))
-    if len({len(values) for values in together.values()}) > 1:
-        lengths = ", ".join(f"{key} has {len(values)}" for key, values in together.items())
-        raise SubFitError(f"{path}: the lists of zip must be of one length; {lengths}")
-    if axes or together:
-        rows = [dict(zip(together, row, strict=True)) for row in zip(*together.values(), strict=True)] or [{}]
-        for row in rows:
-            for values in itertools.product(*axes.values()):
-                yield row | dict(zip(axes, values, strict=True))
-    cells = content.get("cells", [])
-    if not isinstance(cells, list) or not all(isinstance(cell, dict) and cell for cell in cells):
-        raise SubFitError(f"{path}: cells must be a list of mappings of options to values")
-    yield from cells
-    if not (axes or together or cells):
-        raise SubFitError(f"{path}: the grid has no cells; give axes, zip or cells")
-
-
-def _axes(path: str, content: dict[str, Any], key: str) -> dict[str, list[Any]]:
-    axes = content.get(key, {})
-    if not isinstance(axes, dict):
-        raise SubFitError(f"{path}: {key} must be a mapping of options to lists of values")
-    for name, values in axes.items():
-        kind = list if _is_option(name) else dict
-        if not isinstance(values, kind) or not values:
-            wanted = "a list of values" if kind is list else "a mapping of labels to options, as it is not itself an option"
-            raise SubFitError(f"{path}: axis {name!r} must be {wanted}, and not empty")
-    return {name: list(values) for name, values in axes.items()}
-
-
-def _excluded(path: str, content: dict[str, Any], chosen: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    rules = content.get("exclude", [])
-    if not isinstance(rules, list) or not all(isinstance(rule, dict) and rule for rule in rules):
-        raise SubFitError(f"{path}: exclude must be a list of mappings of axes to values")
-    known = {*content.get("axes", {}), *content.get("zip", {}), *chosen}
-    for rule in rules:
-        for key in rule:
-            if key not in known:
-                raise SubFitError(f"{path}: exclude names {key!r}, which is no axis; there are {', '.join(sorted(known))}")
-    return rules
-
-
-def _sources_of(path: str, content: dict[str, Any], chosen: dict[str, Any]) -> list[dict[str, Any]]:
-    """The options that the values of a cell set, of which the later win; options that follow each other are one source."""
-    folder, sources = Path(path).parent, list[dict[str, Any]]()
-    together: dict[str, Any] = {}
-    labelled = {**content.get("axes", {}), **content.get("zip", {})}
-    for key, value in chosen.items():
-        if _is_option(key):
-            together[key] = value
-            continue
-        options = {"config": value} if key == "config" and key not in labelled else labelled.get(key, {}).get(value)
-        if key != "config" and key not in labelled:
-            raise SubFitError(f"{path}: unknown option {key!r}; options are {', '.join(sorted(OPTIONS))}")
-        sources, together = [*sources, together], {}
-        if isinstance(options, dict):
-            sources += [_source(folder, options["config"])] if "config" in options else []
-            sources.append({name: option for name, option in options.items() if name != "config"})
-    return [*sources, together]
-
-
-def _source(folder: Path, name: str) -> dict[str, Any]:
-    """The options in a preset, or in a file beside the grid."""
-    return read_mapping(str(presets().get(name, folder / name)))
-
-
-def _complete(path: str, chosen: dict[str, Any], sources: list[dict[str, Any]]) -> dict[str, Any]:
-    """The configuration with the defaults, once it is known that it can be run."""
+def _cell(path: str, chosen: dict[str, Any], given: list[dict[str, Any]], defaults: dict[str, Any]) -> Cell:
+    """The cell with these values, once it is known that it can be run."""
     place = f"{path}, cell {json.dumps(chosen)}"
-    if any("output" in source for source in sources):
+    if any("output" in source for source in given):
         raise SubFitError(f"{place}: a cell has no output folder")
     try:
-        options = resolve(*sources)
+        options = resolve(*given)
     except SubFitError as error:
         raise SubFitError(f"{place}: {error}") from error
     if options.fsdp:
-        raise SubFitError(
-            f"{place}: fsdp is for one compression, by processes that work together; those of an ablation do not"
-        )
-    return config.configuration(options)
+        alone = "for one compression, by processes that work together; those of an ablation do not"
+        raise SubFitError(f"{place}: fsdp is {alone}")
+    plain = configuration(options)
+    name = hashlib.sha256(json.dumps(_changed(plain, defaults), sort_keys=True).encode()).hexdigest()[:16]
+    return Cell(chosen, options, plain, name)
 
 
-def _texts(path: str, given: Any) -> dict[str, EvaluationData]:
+def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The values that are not the defaults; of the groups of options, in the same way, those in them."""
+    changed = {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
+    groups = {key: _changed(changed[key], defaults[key]) for key in ("calibration", "evaluation") if key in changed}
+    return changed | groups
+
+
+def _texts(path: str, content: dict[str, Any]) -> dict[str, EvaluationData]:
+    given = content.get("texts", {})
     if not isinstance(given, dict) or not all(isinstance(source, dict) for source in given.values()):
         raise SubFitError(f"{path}: texts must map names to data sources, such as {{story: {{path: story.txt}}}}")
     try:
-        texts = {name: EvaluationData(**source) for name, source in given.items()}
-        for data in texts.values():
-            data.sources()
+        return {name: EvaluationData(**source) for name, source in given.items()}
     except (TypeError, SubFitError) as error:
         raise SubFitError(f"{path}: texts: {error}") from error
-    return texts
+
+
+def _tasks(path: str, content: dict[str, Any]) -> list[str]:
+    tasks = content.get("tasks", [])
+    if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
+        raise SubFitError(f"{path}: tasks must be a list of .jsonl files")
+    return tasks
+
+
+def _limit(path: str, content: dict[str, Any]) -> int | None:
+    limit = content.get("limit")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise SubFitError(f"{path}: limit is {limit!r}; it must be at least 1")
+    return limit
 
 
 def _check_different(path: str, cells: list[Cell]) -> None:
@@ -209,11 +170,3 @@ def _check_different(path: str, cells: list[Cell]) -> None:
             both = f"{json.dumps(seen[cell.name].values)} and {json.dumps(cell.values)}"
             raise SubFitError(f"{path}: two cells are the same: {both}")
         seen[cell.name] = cell
-
-
-def _is_option(name: str) -> bool:
-    return name.partition(".")[0] in OPTIONS
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]

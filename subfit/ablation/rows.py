@@ -3,18 +3,21 @@
 import csv
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from subfit.errors import SubFitError
-from subfit.tracking.records import flat
+from subfit.tracking.atomic import whole_file
+from subfit.tracking.records import check_format, flat
 
 ROWS = "rows.jsonl"
+logger = logging.getLogger(__name__)
 
 
 class Rows:
@@ -31,7 +34,6 @@ class Rows:
     def __init__(self, folder: str | Path, grid: Any):
         self.folder = Path(folder)
         self._path = self.folder / ROWS
-        whole = json.dumps(grid, indent=1, sort_keys=True) + "\n"
         description = self.folder / "grid.json"
         try:
             if _strangers(self.folder) and not description.exists():  # which is there before anything else of ours is
@@ -39,8 +41,8 @@ class Rows:
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
             with self._lock("folder"):
                 if not description.exists():
-                    write_whole(description, whole)
-                elif description.read_text(encoding="utf-8") != whole:
+                    write_text(description, json.dumps(grid, indent=1, sort_keys=True) + "\n")
+                elif json.loads(description.read_text(encoding="utf-8")) != json.loads(json.dumps(grid)):
                     raise SubFitError(f"the folder {folder} holds the rows of another grid; give another one")
         except OSError as error:
             raise SubFitError(f"cannot write to the folder {folder}: {error}") from error
@@ -89,7 +91,7 @@ class Rows:
         table.writeheader()
         table.writerows(rows)
         with self._lock("folder"):
-            write_whole(self.folder / "results.csv", buffer.getvalue())
+            write_text(self.folder / "results.csv", buffer.getvalue())
 
     def _lock(self, name: str) -> FileLock:
         return FileLock(self.folder / "locks" / f"{name}.lock")
@@ -102,20 +104,38 @@ def _strangers(folder: Path) -> list[str]:
 
 
 def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns the last row of each cell, by its name; a line that a killed process left unfinished is none."""
-    if not (folder / ROWS).exists():
+    """Returns the last row of each cell, by its name; a line that a killed process left unfinished is none.
+
+    Raises:
+        SubFitError: if a row was written by a newer version of SubFit.
+    """
+    path = folder / ROWS
+    if not path.exists():
         return {}
-    lines = (folder / ROWS).read_text(encoding="utf-8").split("\n")[:-1]
-    return {row["cell"]: row for row in map(json.loads, lines)}
+    rows = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        row = _row(line)
+        if row is None:
+            logger.warning("%s:%d: this line is damaged, and is left out", path, number)
+        else:
+            check_format(row, f"{path}:{number}")
+            rows[row["cell"]] = row
+    return rows
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row in a line, None if there is none."""
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "cell" in row else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it."""
+    try:
+        with whole_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise SubFitError(f"cannot write {path}: {error}") from error

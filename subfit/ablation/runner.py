@@ -1,20 +1,26 @@
 """Runs the cells of a grid, alone or beside other processes, and goes on where an earlier run was ended."""
 
+import logging
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from subfit.ablation.grid import Cell, read_grid
+from subfit.ablation.dependencies import dependencies
+from subfit.ablation.grid import Cell, Grid, read_grid
 from subfit.ablation.rows import Rows
 from subfit.ablation.shared_state import SharedState
 from subfit.errors import SubFitError
 from subfit.evaluation.tasks import read_task
+from subfit.tracking.provenance import provenance
 
 WAIT = 2.0  # seconds between looks at cells that other processes are running
 
 Row = dict[str, Any]
 Report = Callable[[Cell, str, Row], None]
+
+logger = logging.getLogger(__name__)
 
 
 def ablate(
@@ -22,8 +28,9 @@ def ablate(
 ) -> list[dict[str, Any]]:
     """Runs every cell of a grid that has no finished row in the output folder yet.
 
-    A cell that fails is a row with its error; started again, it is tried again. Any number of processes may run one grid in
-    one folder: each cell is run by one of them.
+    A cell that fails is a row with its error; started again, it is tried again, and so is one whose row was made with other
+    versions or files, see `ablation.dependencies`. Any number of processes may run one grid in one folder: each cell is run
+    by one of them.
 
     Args:
         path: the grid file, see `read_grid`.
@@ -40,33 +47,22 @@ def ablate(
     grid = read_grid(path)
     grid.check_files()
     cells = _shard(grid.cells, shard)
-    tasks = [read_task(name, grid.items) for name in grid.tasks]
-    evaluation: dict[str, Any] = {"texts": {name: vars(data) for name, data in grid.texts.items()}}
-    if tasks:
-        evaluation |= {"tasks": grid.tasks, "items": grid.items}
-    rows = Rows(output, {"cells": {cell.name: cell.values for cell in grid.cells}, **evaluation})
+    tasks = [read_task(name, grid.limit) for name in grid.tasks]
+    rows = Rows(output, grid.as_dict())
     started = rows.read()
-    left = [cell for cell in cells if not cell.is_row(started.get(cell.name))]
-    session = SharedState(rows.folder / "cache", grid.texts, tasks, [cell.configuration for cell in left])
+    depends_on = {cell.name: _depends_on(grid, cell) for cell in cells}
+    left = [cell for cell in cells if not cell.is_done(started.get(cell.name), depends_on[cell.name])]
+    _warn_of_other_rows([(started[cell.name], depends_on[cell.name]) for cell in left if cell.name in started])
     for cell in cells:
         if cell not in left:
             report(cell, "done", started[cell.name])
+    state = SharedState(rows.folder / "cache", grid.texts, tasks, [cell.options for cell in left])
+
+    def run(cell: Cell) -> Row:
+        return _row(state, cell, depends_on[cell.name])
+
     while left:
-        elsewhere = []
-        for cell in sorted(left, key=lambda cell: _shares(left, cell)):
-            with rows.claim(cell.name) as mine:
-                row = rows.read().get(cell.name)
-                if row is not None and row != started.get(cell.name):
-                    report(cell, row["status"], row)
-                elif not mine:
-                    report(cell, "elsewhere", {})
-                    elsewhere.append(cell)
-                else:
-                    report(cell, "running", {})
-                    row = _row(session, cell)
-                    rows.append(row)
-                    report(cell, row["status"], row)
-        left = elsewhere
+        left = [cell for cell in sorted(left, key=_by_what_is_shared(left)) if not _settle(rows, cell, started, run, report)]
         if left:
             time.sleep(WAIT)
     rows.write_table()
@@ -74,29 +70,66 @@ def ablate(
     return [found[cell.name] for cell in cells if cell.name in found]
 
 
-def _row(session: SharedState, cell: Cell) -> Row:
+def _settle(rows: Rows, cell: Cell, started: dict[str, Row], run: Callable[[Cell], Row], report: Report) -> bool:
+    """Runs a cell unless another process has, since the start, or is about to; returns whether its row is there."""
+    with rows.claim(cell.name) as mine:
+        row = rows.read().get(cell.name)
+        if row is not None and row != started.get(cell.name):
+            report(cell, row["status"], row)
+            return True
+        if not mine:
+            report(cell, "elsewhere", {})
+            return False
+        report(cell, "running", {})
+        row = run(cell)
+        rows.append(row)
+        report(cell, row["status"], row)
+        return True
+
+
+def _row(state: SharedState, cell: Cell, depends_on: dict[str, Any]) -> Row:
     """Runs a cell and returns its row."""
     row: Row = {"cell": cell.name, "values": cell.values}
     start = time.perf_counter()
     try:
-        record = session.run(cell.configuration)
+        record = state.run(cell.options)
     except Exception as error:  # whatever it is, the other cells go on
-        row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        row |= {"status": "failed", "error": f"{type(error).__name__}: {error}", **provenance()}
         if not isinstance(error, SubFitError):
             row["traceback"] = traceback.format_exc()
     else:
         row |= {"status": "done", **record}
-    return {**row, "total_seconds": round(time.perf_counter() - start, 3), "configuration": cell.configuration}
+    seconds = round(time.perf_counter() - start, 3)
+    return {**row, "total_seconds": seconds, "depends_on": depends_on, "configuration": cell.configuration}
 
 
-def _shares(cells: list[Cell], cell: Cell) -> tuple[int, ...]:
-    """Where the first cell is that has the same model, and calibration data, and scorer, as this one."""
-    keys = ("model", "dtype"), ("model", "dtype", "seed", "calibration"), ("model", "dtype", "seed", "calibration", "scorer")
-    wanted = [[cell.configuration[key] for key in group] for group in keys]
-    return tuple(
-        next(i for i, other in enumerate(cells) if [other.configuration[key] for key in group] == values)
-        for group, values in zip(keys, wanted, strict=True)
+def _depends_on(grid: Grid, cell: Cell) -> dict[str, Any]:
+    return dependencies(cell.options, grid.texts.values(), grid.tasks)
+
+
+def _warn_of_other_rows(pairs: list[tuple[Row, dict[str, Any]]]) -> None:
+    """Says why finished rows, each with what it would have to depend on, do not count; a line for each reason."""
+    reasons = Counter[str]()
+    for row, wanted in pairs:
+        found = row.get("depends_on", {})
+        changed = [key for key in wanted if found.get(key) != wanted[key]]
+        if row["status"] == "done" and changed:
+            why = f"changed since: {', '.join(changed)}" if found else "an older subfit did not write what they depend on"
+            reasons[why] += 1
+    for reason, count in reasons.items():
+        logger.warning("%d finished cells are run again (%s)", count, reason)
+
+
+def _by_what_is_shared(cells: list[Cell]) -> Callable[[Cell], tuple[int, ...]]:
+    """The order in which cells follow each other that have the same model, and calibration data, and scorer."""
+    groups = (
+        ("model", "dtype"),
+        ("model", "dtype", "seed", "calibration"),
+        ("model", "dtype", "seed", "calibration", "scorer"),
     )
+    keys = {cell.name: [[cell.configuration[key] for key in group] for group in groups] for cell in cells}
+    firsts = [[keys[cell.name][i] for cell in cells] for i in range(len(groups))]
+    return lambda cell: tuple(first.index(key) for first, key in zip(firsts, keys[cell.name], strict=True))
 
 
 def _shard(cells: list[Cell], shard: str) -> list[Cell]:

@@ -1,45 +1,46 @@
 """What many compressions of one model share: the model, the tokens, the dense streams, the scores and the moments."""
 
-import hashlib
-import inspect
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
-from itertools import chain
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from subfit import registry
+from subfit.ablation.dependencies import calibration_digest
+from subfit.ablation.score_cache import cached_scores
 from subfit.api import model_of, tokens_of
 from subfit.calibration.cache import Cache
 from subfit.calibration.capture import Calibration
-from subfit.calibration.data import Data, read_tokens
-from subfit.config import Options, resolve
-from subfit.config import configuration as configuration_of
+from subfit.calibration.data import describe_tokens, read_tokens
+from subfit.calibration.settings import Data, evaluation_seed
+from subfit.config import Options, configuration
 from subfit.evaluation.accuracy import Scores as Accuracies
 from subfit.evaluation.accuracy import average, describe
 from subfit.evaluation.comparison import Comparison
 from subfit.evaluation.tasks import Task
 from subfit.evaluation.zero_shot import score_task
-from subfit.model.replacing import check_replaceable, turn_off
+from subfit.model.replacing import Switch, check_replaceable, turn_off
 from subfit.pipeline import fit_recipe, sizes, timed, tune
-from subfit.scorer import Scorer, Scores, StreamScorer, score_sites, score_together
+from subfit.scorer import Scorer
+from subfit.strategy import with_seed
 from subfit.tracking.loggers import open_log
+from subfit.tracking.provenance import provenance
 
 BATCH_TOKENS = 2048  # of a task's sequences that are run at once
+
+Record = dict[str, Any]
 
 
 class SharedState:
     """Compresses one model in many ways; of everything that cells may share, that of the latest one is kept.
 
     Args:
-        folder: where moments and scores are kept for later sessions, under a fingerprint of all that they depend on.
+        folder: where moments and scores are kept for later runs; see `ablation.dependencies`.
         texts: further texts to evaluate on, by name.
         tasks: zero-shot tasks to evaluate on.
-        expected: the configurations that it will be asked for, as far as they are known: their scorers share a pass.
+        expected: the options that it will be asked for, as far as they are known: their scorers share a pass.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class SharedState:
         folder: Path,
         texts: Mapping[str, Data],
         tasks: Sequence[Task] = (),
-        expected: Iterable[dict[str, Any]] = (),
+        expected: Iterable[Options] = (),
     ):
         self._folder = folder
         self._texts = texts
@@ -55,81 +56,98 @@ class SharedState:
         self._expected = list(expected)
         self._kept: dict[str, tuple[Any, Any]] = {}
 
-    def run(self, configuration: dict[str, Any]) -> dict[str, Any]:
-        """Returns the record of `subfit compress` with this configuration; the model is dense again afterwards."""
+    def run(self, options: Options) -> Record:
+        """Returns the record of `subfit compress` with these options; the model is dense again afterwards.
+
+        Beside that, `texts` has what was measured on each text, the held-out windows (`evaluation`) among them,
+        `text_tokens` their fingerprints, and `tasks` and `tasks_mean` the accuracies.
+        """
         try:
-            return self._run(configuration)
+            return self._run(options)
         except BaseException:
             self._kept.clear()  # a fit that has failed half-way leaves the model with the bypasses that it had
             raise
 
-    def _run(self, configuration: dict[str, Any]) -> dict[str, Any]:
-        options = resolve(configuration)
-        whole = configuration_of(options)
+    def _run(self, options: Options) -> Record:
         torch.manual_seed(options.seed)
-        calibration, comparisons = self._data(options)
+        self._load(options)
+        tokens, held_out = self._read(options)
+        calibration = self._calibration(tokens, options.batch_size)
+        comparisons = self._comparisons(held_out, options.seed)
         dense = self._latest("tasks", "", self._accuracies)
-
-        def score(calibration: Calibration, scorer: Scorer) -> Scores:
-            return _remembered(calibration, scorer, whole["scorer"], self._scorers_beside(whole))
-
-        with open_log(options.logger, whole, group=self._folder.absolute().parent.name) as log:
-            switches, record = fit_recipe(calibration, options.recipe, options.seed, score)
+        with open_log(options.logger, configuration(options), group=self._folder.absolute().parent.name) as log:
+            switches, record = fit_recipe(calibration, options.recipe, options.seed, partial(self._score, options))
             try:
                 tune(calibration, switches, options.recipe, record, log)
                 record["size"] = sizes(calibration, switches)
                 with timed(record["seconds"], "evaluate"):
-                    record["texts"] = {name: comparison.measure(switches) for name, comparison in comparisons.items()}
-                    if self._tasks:
-                        pairs = zip(self._accuracies(), dense, strict=True)
-                        record["tasks"] = {own.name: describe(own, other) for own, other in pairs}
-                        record["tasks_mean"] = average(list(record["tasks"].values()))
+                    record |= self._evaluate(switches, comparisons, dense)
             finally:
                 turn_off(switches)
             log.result(record)
-        return record
+        record |= {"calibration_tokens": describe_tokens(tokens), "evaluation_tokens": describe_tokens(held_out)}
+        record["text_tokens"] = {name: describe_tokens(comparisons[name].tokens) for name in self._texts}
+        return record | provenance()
 
-    def _scorers_beside(self, configuration: dict[str, Any]) -> list[dict[str, Any]]:
-        """The scorers of all expected configurations with the model and the calibration tokens of this one."""
-        same = ("model", "dtype", "device", "seed", "calibration", "batch_size")
-        return [other["scorer"] for other in self._expected if all(other[key] == configuration[key] for key in same)]
-
-    def _data(self, options: Options) -> tuple[Calibration, dict[str, Comparison]]:
-        """The calibration, and the comparisons by name; that on the configuration's own windows is called `evaluation`."""
+    def _load(self, options: Options) -> None:
         source = (options.model, options.dtype, options.device)
         if "model" in self._kept and self._kept["model"][0] != source:
             self._kept.clear()  # all of it holds the other model
-        model, tokenizer = self._latest("model", source, lambda: model_of(options))
+        self._latest("model", source, lambda: model_of(options))
+
+    def _model(self) -> tuple[Any, Any]:
+        """The model and its tokenizer."""
+        return self._kept["model"][1]
+
+    def _read(self, options: Options) -> tuple[Tensor, Tensor]:
+        """The tokens to calibrate on, and those held out."""
         asked = (options.seed, repr(options.calibration), repr(options.evaluation))
-        tokens, held_out = self._latest("tokens", asked, lambda: tokens_of(options, model, tokenizer))
-        used = _digest([_bytes(tokens)])
-        calibration = self._latest(
-            "calibration", (used, options.batch_size), lambda: self._calibration(model, tokens, options.batch_size)
-        )
-        comparisons = {}
+        return self._latest("tokens", asked, lambda: tokens_of(options, *self._model()))
+
+    def _calibration(self, tokens: Tensor, batch_size: int) -> Calibration:
+        """A calibration whose cache no other model, data, batch size or version of the code has written."""
+        model, _ = self._model()
+
+        def make() -> Calibration:
+            check_replaceable(model)
+            cache = Cache(self._folder / calibration_digest(model, tokens, batch_size), str(model.device))
+            return Calibration(model, tokens, batch_size, cache)
+
+        return self._latest("calibration", (describe_tokens(tokens)["sha256"], batch_size), make)
+
+    def _comparisons(self, held_out: Tensor, seed: int) -> dict[str, Comparison]:
+        """The comparisons with the dense model by the texts' names; that on the held-out windows is called `evaluation`."""
+        model, tokenizer = self._model()
+        found = {}
         if len(held_out):
-            key = _digest([_bytes(held_out)])
-            comparisons["evaluation"] = self._latest("evaluation", key, lambda: Comparison(model, held_out))
+            key = describe_tokens(held_out)["sha256"]
+            found["evaluation"] = self._latest("evaluation", key, lambda: Comparison(model, held_out))
         for name, data in self._texts.items():
 
-            def compare(data: Data = data) -> Comparison:
-                return Comparison(model, read_tokens(data, model, tokenizer, options.seed)[0])
+            def compare(name: str = name, data: Data = data) -> Comparison:
+                return Comparison(model, read_tokens(data, model, tokenizer, evaluation_seed(seed, name))[0])
 
-            comparisons[name] = self._latest(f"text {name}", options.seed, compare)
-        return calibration, comparisons
+            found[name] = self._latest(f"text {name}", seed, compare)
+        return found
+
+    def _score(self, options: Options, calibration: Calibration, scorer: Scorer) -> dict[Any, float]:
+        """The scores of the sites; the scorers of other expected options on the same model and tokens share the pass."""
+        same = ("model", "dtype", "device", "seed", "calibration", "batch_size")
+        beside = [o for o in self._expected if all(getattr(o, name) == getattr(options, name) for name in same)]
+        return cached_scores(calibration, scorer, [with_seed(other.recipe.scorer, other.seed) for other in beside])
+
+    def _evaluate(self, switches: list[Switch], comparisons: dict[str, Comparison], dense: list[Accuracies]) -> Record:
+        """What the model, with the switches on, is worth on the texts and the tasks."""
+        found: Record = {"texts": {name: comparison.measure(switches) for name, comparison in comparisons.items()}}
+        if self._tasks:
+            pairs = zip(self._accuracies(), dense, strict=True)
+            found["tasks"] = {own.name: describe(own, other) for own, other in pairs}
+            found["tasks_mean"] = average(list(found["tasks"].values()))
+        return found
 
     def _accuracies(self) -> list[Accuracies]:
         """What the model, as it is now, gets right of each task."""
-        model, tokenizer = self._kept["model"][1]
-        return [score_task(model, tokenizer, task, BATCH_TOKENS) for task in self._tasks]
-
-    def _calibration(self, model: Any, tokens: Tensor, batch_size: int) -> Calibration:
-        """A calibration whose cache no other model, data, batch size or version of the code has written."""
-        check_replaceable(model)
-        weights = (piece for value in model.state_dict().values() for piece in (str(value.dtype).encode(), _bytes(value)))
-        settings = f"{batch_size} {tuple(tokens.shape)} torch {torch.__version__}".encode()
-        fingerprint = _digest(chain([settings, _bytes(tokens)], _sources(), weights))
-        return Calibration(model, tokens, batch_size, Cache(self._folder / fingerprint, str(model.device)))
+        return [score_task(*self._model(), task, BATCH_TOKENS) for task in self._tasks]
 
     def _latest(self, what: str, key: Any, make: Callable[[], Any]) -> Any:
         """What was made for this key; what is there for another key is freed first."""
@@ -137,52 +155,3 @@ class SharedState:
             self._kept.pop(what, None)
             self._kept[what] = (key, make())
         return self._kept[what][1]
-
-
-def _remembered(calibration: Calibration, scorer: Scorer, spec: dict[str, Any], beside: Iterable[dict[str, Any]]) -> Scores:
-    """The scores of the sites, from the calibration's cache if they are there.
-
-    If they are not, the scorers `beside` this one that can look at the same pass do so, too.
-    """
-    cache = calibration.cache
-    assert cache is not None
-    name = _name(scorer, spec)
-    found = cache.get(name)
-    if found is None:
-        wanted = {name: scorer}
-        if isinstance(scorer, StreamScorer):
-            made = [(its, registry.make("scorers", its)) for its in beside]
-            wanted |= {_name(other, its): other for its, other in made if isinstance(other, StreamScorer)}
-        try:
-            together = score_together(calibration, list(wanted.values()))
-        except Exception:  # the fault may be another's, which its own cells will show
-            wanted, together = {name: scorer}, [score_sites(calibration, scorer)]
-        for each, scores in zip(wanted, together, strict=True):
-            cache.put(each, {"scores": torch.tensor([scores[site] for site in calibration.sites], dtype=torch.float64)})
-        found = cache.load(name)
-    return dict(zip(calibration.sites, found["scores"].tolist(), strict=True))
-
-
-def _name(scorer: Scorer, spec: dict[str, Any]) -> str:
-    """What the scores of a scorer are called in the cache; its file, and those that it reads, are part of that."""
-    arguments = [value for value in spec.get("init_args", {}).values() if isinstance(value, str)]
-    files = [path for path in map(Path, [inspect.getfile(type(scorer)), *arguments]) if path.is_file()]
-    return "scores-" + _digest([json.dumps(spec, sort_keys=True).encode(), *(path.read_bytes() for path in files)])
-
-
-def _sources() -> Iterator[bytes]:
-    """The code that moments and scores depend on."""
-    for folder in (Path(__file__).parent, *map(Path, import_module("subfit.strategies").__path__)):
-        for path in sorted(folder.rglob("*.py")):
-            yield path.read_bytes()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1, 1).view(torch.uint8).numpy().tobytes()
-
-
-def _digest(pieces: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()[:32]

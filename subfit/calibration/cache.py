@@ -1,8 +1,6 @@
 """Tensors kept in a folder, for what is too much for memory or may be needed again."""
 
 import hashlib
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from subfit.errors import SubFitError
+from subfit.tracking.atomic import whole_file
 
 
 class Cache:
@@ -32,14 +31,11 @@ class Cache:
             SubFitError: if they cannot be written, as the disk is full.
         """
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        partial = self._path(name).with_suffix(f".{os.getpid()}.partial")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            save_file(plain, partial, {"sha256": _digest(plain)})
-            partial.rename(self._path(name))
+            with whole_file(self._path(name)) as partial:
+                save_file(plain, partial, {"sha256": _digest(plain)})
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                partial.unlink()
             raise SubFitError(f"cannot keep intermediate results in {self._folder}: {error}") from error
 
     def get(self, name: str) -> dict[str, Tensor] | None:

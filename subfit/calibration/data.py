@@ -1,81 +1,21 @@
 """Calibration and evaluation tokens: sampled from the model itself, from local text, or from a data set of the hub."""
 
+import hashlib
+import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from subfit.calibration.settings import Data
 from subfit.errors import SubFitError
 
 SAMPLING_BATCH = 64
 BLOCK = 1 << 22  # characters of a text file that are read and tokenised at once
-EVALUATION_SEED = 1 << 32  # added to the seed, so that sampled evaluation windows are never those of a calibration
-
-
-@dataclass
-class Data:
-    """Where tokens come from.
-
-    Attributes:
-        source: `self` (sampled from the model, no data needed), `text` (files) or `hub` (a data set); several joined by
-            `+` share the windows equally. If not given: text where there is a path, hub where there is a data set.
-        path: text files: `.txt`, or `.jsonl` and `.parquet` with a text column.
-        dataset: name of a data set of the hub.
-        subset: name of the data set's configuration.
-        split: split of the data set.
-        column: name of the text column.
-        windows: number of windows.
-        length: tokens in a window.
-    """
-
-    source: str | None = None
-    path: str | list[str] = field(default_factory=list)
-    dataset: str | None = None
-    subset: str | None = None
-    split: str = "train"
-    column: str = "text"
-    windows: int = 64
-    length: int = 512
-
-    def __post_init__(self) -> None:
-        self.path = [self.path] if isinstance(self.path, str) else self.path
-
-    def sources(self) -> list[str]:
-        """The sources that are mixed.
-
-        Raises:
-            SubFitError: if one is unknown, or what it needs is not given.
-        """
-        given = [name for name, value in (("text", self.path), ("hub", self.dataset)) if value]
-        sources = self.source.split("+") if self.source else given or ["self"]
-        for name, needs in (("text", "path"), ("hub", "dataset")):
-            if name in sources and name not in given:
-                raise SubFitError(f"data source {name!r} needs a {needs}")
-        for name in sources:
-            if name not in ("self", "text", "hub"):
-                raise SubFitError(f"unknown data source {name!r}; use self, text or hub, or several joined by +")
-        if self.windows < 1 or self.length < 2:
-            raise SubFitError(f"{self.windows} windows of {self.length} tokens: at least 1 window of 2 tokens is needed")
-        return sources
-
-    def check_files(self) -> None:
-        """Raises SubFitError if a text file is missing, or of a type that is not known."""
-        for name in self.path:
-            if not Path(name).is_file():
-                raise SubFitError(f"text file {name} does not exist")
-            if Path(name).suffix not in (".txt", ".jsonl", ".parquet"):
-                raise SubFitError(f"text file {name}: its type is not known; use .txt, .jsonl or .parquet")
-
-
-@dataclass
-class EvaluationData(Data):
-    """Where the tokens to evaluate on come from; if no source is given, held out from those of the calibration."""
-
-    windows: int = 16
+SHUFFLED_ROWS = 10_000  # of a data set of the hub, held at once where its rows are drawn at random
 
 
 def read_tokens(data: Data, model: Any, tokenizer: Any, seed: int, held_out: int = 0) -> tuple[Tensor, Tensor]:
@@ -84,8 +24,8 @@ def read_tokens(data: Data, model: Any, tokenizer: Any, seed: int, held_out: int
     Args:
         model: the model to sample from; used by the source `self` alone.
         tokenizer: the tokenizer of the model; its special tokens are not added to text.
-        seed: seed of the sampling.
-        held_out: number of further windows, disjoint from the first ones.
+        seed: seed of sampling from the model, and of the choice of windows where `data.sampling` is `random`.
+        held_out: number of further windows, disjoint from the others.
 
     Returns:
         Two tensors, (data.windows, length) and (held_out, length).
@@ -99,9 +39,15 @@ def read_tokens(data: Data, model: Any, tokenizer: Any, seed: int, held_out: int
         count, extra = (n // len(sources) + (index < n % len(sources)) for n in (data.windows, held_out))
         if source == "self":
             part = sample(model, tokenizer, count + extra, data.length, seed)
+        elif source == "text":
+            windows, where = _windows(_files(data), tokenizer, data.length), " + ".join(data.path)
+            if data.sampling == "random":
+                part = _draw(windows, count + extra, data.length, where, seed)
+            else:
+                part = _first(windows, count + extra, data.length, where)
         else:
-            texts, where = _files(data) if source == "text" else _hub(data)
-            part = _pack(texts, tokenizer, count + extra, data.length, where)
+            windows = _windows(_hub(data, seed), tokenizer, data.length)
+            part = _first(windows, count + extra, data.length, f"{data.dataset} ({data.split})")
         used.append(part[:count])
         kept.append(part[count:])
     return torch.cat(used), torch.cat(kept)
@@ -135,49 +81,81 @@ def sample(model: Any, tokenizer: Any, count: int, length: int, seed: int) -> Te
     return tokens
 
 
-def _pack(texts: Iterator[str], tokenizer: Any, count: int, length: int, where: str) -> Tensor:
-    """Tokenises texts one after the other until there are enough tokens, and cuts them into windows."""
-    needed, ids = count * length, list[int]()
+def _windows(texts: Iterator[str], tokenizer: Any, length: int) -> Iterator[list[int]]:
+    """Tokenises texts one after the other and yields their tokens in windows; the last is shorter, and may be empty."""
+    ids = list[int]()
     for text in texts:
         ids += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if len(ids) >= needed:
-            return torch.tensor(ids[:needed]).view(count, length)
-    have = len(ids) // length
-    raise SubFitError(f"{where} holds {len(ids)} tokens, {have} windows of {length}; {count} windows were asked for")
+        complete = len(ids) - len(ids) % length
+        for start in range(0, complete, length):
+            yield ids[start : start + length]
+        del ids[:complete]
+    yield ids
 
 
-def _files(data: Data) -> tuple[Iterator[str], str]:
+def _first(windows: Iterator[list[int]], count: int, length: int, where: str) -> Tensor:
+    """The first windows of a text, (count, length)."""
+    return _stacked(list(islice(windows, count)), count, length, where)
+
+
+def _draw(windows: Iterator[list[int]], count: int, length: int, where: str, seed: int) -> Tensor:
+    """Windows drawn from all of a text without replacement, in random order, (count, length).
+
+    No more are held than are returned. Source: Vitter, Random Sampling with a Reservoir (1985), algorithm R.
+    """
+    generator, drawn = random.Random(seed), list[list[int]]()
+    for index, window in enumerate(windows):
+        if index < count:
+            drawn.append(window)
+        elif len(window) == length and (place := generator.randrange(index + 1)) < count:
+            drawn[place] = window
+    generator.shuffle(drawn)
+    return _stacked(drawn, count, length, where)
+
+
+def _stacked(windows: list[list[int]], count: int, length: int, where: str) -> Tensor:
+    tokens = sum(map(len, windows))
+    if tokens < count * length:
+        have = f"{tokens} tokens, {tokens // length} windows of {length}"
+        raise SubFitError(f"{where} holds {have}; {count} windows were asked for")
+    return torch.tensor(windows, dtype=torch.long).view(count, length)
+
+
+def _files(data: Data) -> Iterator[str]:
     """The texts of local files: a `.txt` file is one text, other files hold one in each row."""
     data.check_files()
-
-    def read() -> Iterator[str]:
-        for name in data.path:
-            if name.endswith(".txt"):
-                try:
-                    with open(name, encoding="utf-8") as file:
-                        while block := "".join(file.readlines(BLOCK)):
-                            yield block
-                except UnicodeDecodeError as error:
-                    raise SubFitError(f"text file {name} is not UTF-8: {error}") from error
-            else:
-                kind = "json" if name.endswith(".jsonl") else "parquet"
-                yield from _rows(data, name, kind, data_files=name, split="train")
-
-    return read(), " + ".join(data.path)
+    for name in data.path:
+        if name.endswith(".txt"):
+            try:
+                with open(name, encoding="utf-8") as file:
+                    while block := "".join(file.readlines(BLOCK)):
+                        yield block
+            except UnicodeDecodeError as error:
+                raise SubFitError(f"text file {name} is not UTF-8: {error}") from error
+        else:
+            kind = "json" if name.endswith(".jsonl") else "parquet"
+            yield from _rows(data, name, None, kind, data_files=name, split="train")
 
 
-def _hub(data: Data) -> tuple[Iterator[str], str]:
+def _hub(data: Data, seed: int) -> Iterator[str]:
     """The texts of a data set of the hub."""
     assert data.dataset
-    return _rows(data, data.dataset, data.dataset, name=data.subset, split=data.split), f"{data.dataset} ({data.split})"
+    shuffled = seed if data.sampling == "random" else None
+    return _rows(data, data.dataset, shuffled, data.dataset, name=data.subset, split=data.split)
 
 
-def _rows(data: Data, where: str, loader: str, **options: Any) -> Iterator[str]:
-    """Yields the text column of a data set, streamed, each row with a blank line after it."""
+def _rows(data: Data, where: str, shuffled: int | None, loader: str, **options: Any) -> Iterator[str]:
+    """Yields the text column of a data set, streamed, each row with a blank line after it.
+
+    Args:
+        shuffled: seed of the rows' order; that of the data set if None.
+    """
     import datasets  # slow to import, and not needed for plain text
 
     try:
-        rows = iter(datasets.load_dataset(loader, streaming=True, **options))
+        rows = datasets.load_dataset(loader, streaming=True, **options)
+        if shuffled is not None:
+            rows = rows.shuffle(seed=shuffled, buffer_size=SHUFFLED_ROWS)
         for row in rows:
             if data.column not in row:
                 raise SubFitError(f"{where} has no column {data.column!r}; it has {', '.join(row)}")
@@ -187,3 +165,8 @@ def _rows(data: Data, where: str, loader: str, **options: Any) -> Iterator[str]:
     except Exception as error:  # datasets raises errors of many libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise SubFitError(f"cannot read {where}: {type(error).__name__}: {reason}") from error
+
+
+def describe_tokens(tokens: Tensor) -> dict[str, Any]:
+    """Returns the shape and the SHA-256 of tokens, by which a record names them."""
+    return {"shape": list(tokens.shape), "sha256": hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()}

@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--stride", type=int, help="Tokens from window to window; the length if not given.")
     tasks = "Zero-shot tasks: local .jsonl files, or names of lm-evaluation-harness."
     parser.add_argument("--tasks", nargs="+", action="extend", default=[], metavar="TASK", help=tasks)
-    parser.add_argument("--items", type=int, help="Number of items of each task; all if not given.")
+    parser.add_argument("--limit", type=int, help="Number of items of each task, the first ones; all if not given.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of sampling and of resampling.")
     parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
     parser.add_argument("--device", default="auto", help="Torch device.")
@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--trust_remote_code", action="store_true", help="Let code in a checkpoint run.")
     parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
     given = vars(parser.parse_args(arguments))
-    from subfit.calibration.data import Data, EvaluationData  # imports torch, which help does not wait for
+    from subfit.calibration.settings import Data, EvaluationData
     from subfit.evaluation.evaluate import evaluate
 
     as_json = given.pop("json")

@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity, divergence, zero-shot tasks, confidence intervals, comparison with the dense model."""
+"""The quality of a model: perplexity, divergence, zero-shot tasks, confidence intervals, comparison with the dense model."""

@@ -24,10 +24,14 @@ class Comparison:
         model: the dense causal language model.
         tokens: (windows, length), packed without padding.
         batch_size: windows run at once.
+
+    Attributes:
+        tokens: (windows, length), what it compares on.
     """
 
     @torch.no_grad()
     def __init__(self, model: nn.Module, tokens: Tensor, batch_size: int = 4):
+        self.tokens = tokens
         self._batch_size = batch_size
         self._folder = TemporaryDirectory(prefix="subfit-evaluation-")
         self._dense = ResidualStream(model, tokens, batch_size)
@@ -40,15 +44,15 @@ class Comparison:
     def measure(self, switches: Collection[Switch]) -> dict[str, Any]:
         """Returns how the model, with some switches on, compares with the dense one: `summary` and `intervals`."""
         first = min((switch.first_layer for switch in switches), default=len(self._dense.layers))
-        moved = self._dense.fork()
-        if first < len(moved.layers):
-            moved.position, moved.hidden = first, self._cache.load(str(first))["hidden"]
-        while moved.position < len(moved.layers):
-            moved.step()
-        compressed, dense = iter(moved.batches), iter(moved.batches)
+        stream = self._dense.fork()
+        if first < len(stream.layers):
+            stream.position, stream.hidden = first, self._cache.load(str(first))["hidden"]
+        while stream.position < len(stream.layers):
+            stream.step()
+        compressed, dense = iter(stream.batches), iter(stream.batches)
         sums = window_sums(
-            lambda batch: moved.logits(next(compressed)),
-            moved.tokens,
+            lambda batch: stream.logits(next(compressed)),
+            stream.tokens,
             lambda batch: self._dense.logits(next(dense)),
             self._batch_size,
         )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from subfit.calibration.data import EVALUATION_SEED, Data, EvaluationData
+from subfit.calibration.settings import Data, EvaluationData, evaluation_seed
 from subfit.errors import SubFitError
 from subfit.evaluation import lm_eval_harness as harness
 from subfit.evaluation.accuracy import Scores, average, describe
@@ -15,6 +15,7 @@ from subfit.evaluation.tasks import Task, read_task
 from subfit.evaluation.zero_shot import score_task
 from subfit.model.loading import load
 from subfit.model.sizes import kv_bytes_per_token
+from subfit.tracking.records import check_format
 
 SEQUENCE = 512  # tokens of a sequence by which the batch size of tasks is reckoned
 
@@ -27,7 +28,7 @@ def evaluate(
     stride: int | None = None,
     in_domain: Sequence[str] | None = None,
     tasks: Sequence[str] = (),
-    items: int | None = None,
+    limit: int | None = None,
     seed: int = 0,
     dtype: str = "auto",
     device: str = "auto",
@@ -43,7 +44,7 @@ def evaluate(
         stride: tokens from window to window; see `evaluation.perplexity.read_windows`.
         in_domain: names of the texts in the domain of the calibration; the others are outside of it. Not known if not given.
         tasks: local `.jsonl` files (see `evaluation.tasks.read_task`), or names that lm-evaluation-harness knows.
-        items: number of items of each task, the first ones; all if not given.
+        limit: number of items of each task, the first ones; all if not given.
         seed: seed of sampling and of resampling.
         batch_size: windows, or sequences of 512 tokens, run at once.
 
@@ -56,7 +57,7 @@ def evaluate(
         SubFitError: if something is wrong that the user can mend.
     """
     texts = _texts(data, in_domain, bool(tasks))
-    local, named = _tasks(tasks, items)
+    local, named = _tasks(tasks, limit)
     manager = harness.find_tasks(named) if named else None
     options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     subject, tokenizer = load(model, **options)
@@ -65,7 +66,8 @@ def evaluate(
         _check_vocabularies(subject, dense)
     result: dict[str, Any] = {"model": model, "reference": reference, "calibration": _calibration(model), "texts": {}}
     for name, text in texts.items():
-        tokens, first = read_windows(text, stride, dense or subject, tokenizer, seed + EVALUATION_SEED)
+        sampled_by = evaluation_seed(seed, name if isinstance(data, dict) else "")
+        tokens, first = read_windows(text, stride, dense or subject, tokenizer, sampled_by)
         compared = logits_of(dense) if dense is not None else None
         settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "label": name}
         found = measure(logits_of(subject), tokens, first, tokenizer, compared, **settings)
@@ -76,7 +78,7 @@ def evaluate(
 
     def scores(scored: Any) -> list[Scores]:
         own = [score_task(scored, tokenizer, task, batch_size * SEQUENCE) for task in local]
-        return own + (harness.score_names(scored, tokenizer, named, manager, items, batch_size) if named else [])
+        return own + (harness.score_names(scored, tokenizer, named, manager, limit, batch_size) if named else [])
 
     own = scores(subject)
     others = scores(dense) if dense is not None else [None] * len(own)
@@ -92,19 +94,20 @@ def _texts(data: Data | dict[str, Data] | None, in_domain: Sequence[str] | None,
     if data is None:
         data = {} if only_tasks else EvaluationData()
     texts = data if isinstance(data, dict) else {"+".join(data.sources()): data}
-    for text in texts.values():
-        text.sources()
+    for name, text in texts.items():
+        if text.windows < 1:
+            raise SubFitError(f"text {name}: it has {text.windows} windows; at least 1 window is needed")
     unknown = [name for name in in_domain or () if name not in texts]
     if unknown:
         raise SubFitError(f"in_domain: there is no text {unknown[0]!r}; the texts are {', '.join(texts) or 'none'}")
     return texts
 
 
-def _tasks(tasks: Sequence[str], items: int | None) -> tuple[list[Task], list[str]]:
+def _tasks(tasks: Sequence[str], limit: int | None) -> tuple[list[Task], list[str]]:
     """The tasks in local files, and the names of the others."""
-    if items is not None and items < 1:
-        raise SubFitError(f"items is {items}; it must be at least 1")
-    local = [read_task(name, items) for name in tasks if name.endswith(".jsonl")]
+    if limit is not None and limit < 1:
+        raise SubFitError(f"limit is {limit}; it must be at least 1")
+    local = [read_task(name, limit) for name in tasks if name.endswith(".jsonl")]
     named = [name for name in tasks if not name.endswith(".jsonl")]
     names = [task.name for task in local] + named
     twice = [name for name in names if names.count(name) > 1]
@@ -121,7 +124,9 @@ def _check_vocabularies(subject: Any, dense: Any) -> None:
 
 def _calibration(model: str) -> dict[str, Any] | None:
     """What the folder of a compressed model says of its calibration tokens."""
-    record = Path(model) / "compression.json"
-    if not record.is_file():
+    path = Path(model) / "compression.json"
+    if not path.is_file():
         return None
-    return json.loads(record.read_text(encoding="utf-8")).get("configuration", {}).get("calibration")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    check_format(record, str(path))
+    return record.get("configuration", {}).get("calibration")

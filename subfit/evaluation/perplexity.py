@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subfit.calibration.data import Data, read_tokens
+from subfit.calibration.data import read_tokens
+from subfit.calibration.settings import Data
 from subfit.errors import SubFitError
 from subfit.evaluation.divergence import Logits, exp, summary, window_sums
 from subfit.evaluation.intervals import bootstrap_interval
@@ -39,8 +40,8 @@ def read_windows(data: Data, stride: int | None, model: Any, tokenizer: Any, see
         raise SubFitError(f"the stride is {stride}; it must be at least 1 and at most the windows' length, {data.length}")
     if data.sources() not in (["text"], ["hub"]):
         raise SubFitError("a stride needs one text: windows sampled from a model have nothing to their left")
-    whole = replace(data, windows=1, length=data.length + (data.windows - 1) * stride)
-    line, _ = read_tokens(whole, model, tokenizer, seed)
+    stretch = replace(data, windows=1, length=data.length + (data.windows - 1) * stride)
+    line, _ = read_tokens(stretch, model, tokenizer, seed)
     first = torch.full((data.windows,), max(1, data.length - stride))
     first[0] = 1
     return line[0].unfold(0, data.length, stride), first

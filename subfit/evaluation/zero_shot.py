@@ -79,12 +79,12 @@ def score_task(model: Any, tokenizer: Any, task: Task, budget: int) -> Scores:
 def encode(tokenizer: Any, context: str, continuation: str) -> Pair:
     """Returns the tokens of a context and of its continuation, split as lm-evaluation-harness splits them.
 
-    The whole is encoded, and split at the length of the encoded context without its trailing white space, which belongs to
-    the continuation: a tokenizer that joins a space to the following word meets it there.
+    Both are encoded together, and split at the length of the encoded context without its trailing white space, which belongs
+    to the continuation: a tokenizer that joins a space to the following word meets it there.
     """
-    whole = tokenizer.encode(context + joined(context, continuation), verbose=False)
+    joint = tokenizer.encode(context + joined(context, continuation), verbose=False)
     start = tokenizer.encode(context.rstrip(), verbose=False)
-    return start, whole[len(start) :]
+    return start, joint[len(start) :]
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def log_likelihoods(model: Any, pairs: list[Pair], budget: int, label: str = "sc
     the left, so that positions, sliding windows and caches are those of a single sequence in every architecture.
 
     Args:
-        pairs: tokens of contexts and continuations. A context that makes the whole longer than the model's context is cut
+        pairs: tokens of contexts and continuations. A context that makes a sequence longer than the model's context is cut
             from the left.
         budget: tokens run at once; a single context with its continuations may be more.
         label: title of the progress bar.

@@ -1,4 +1,4 @@
-"""Saves a compressed model as a folder that plain transformers opens; whole, or not at all."""
+"""Saves a compressed model as a folder that plain transformers opens; complete, or not at all."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from subfit.errors import SubFitError
 from subfit.model.processes import full_tensor, is_rank_zero
+from subfit.model.verification import sample_logits, verify
 
 SLACK = 1.05  # a checkpoint's size over that of its weights: tokenizer, configuration, picture
 
@@ -41,11 +42,16 @@ def save(
 ) -> None:
     """Writes model, tokenizer, `compression.json`, model card and picture to a new folder; see `new_folder`.
 
-    Of processes that work together, the first writes; all must call this.
+    What was written is loaded again and compared with the model before the folder gets its name; see `verify`. Of processes
+    that work together, the first writes and verifies; all must call this.
 
     Args:
         draw: writes the picture of a record's scores to an image file.
+
+    Raises:
+        SubFitError: if it cannot be written, or does not load as the same model; there is no folder then.
     """
+    logits = sample_logits(model)
     weights = {}
     for name, value in model.state_dict().items():
         full = full_tensor(value)
@@ -54,7 +60,8 @@ def save(
     if not is_rank_zero():
         return
     with new_folder(output) as folder:
-        model.save_pretrained(folder, state_dict=weights)
+        model.save_pretrained(folder, state_dict=dict(weights))  # which it empties
+        verify(folder, weights, logits, next(model.parameters()).device)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         draw(record, folder / "scores.png")
@@ -118,5 +125,5 @@ model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 
 ![Scores by depth, with the replaced submodules marked](scores.png)
 
-`compression.json` holds the whole configuration, the score of every submodule and all measurements.
+`compression.json` holds the full configuration, the score of every submodule and all measurements.
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from subfit.errors import SubFitError
@@ -77,6 +78,20 @@ def is_compressed(name: str) -> bool:
     """Whether `name` is the folder of a model that SubFit compressed."""
     config = Path(name) / "config.json"
     return config.is_file() and json.loads(config.read_text()).get("model_type") == "subfit"
+
+
+def files_of_model(name: str) -> list[Path]:
+    """Returns the files that a model is read from, as far as they are on this machine: configuration and weights."""
+    gguf = _gguf_file(name)
+    if gguf is not None:
+        return [gguf]
+    folder = Path(name)
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(name, "config.json")
+        if not isinstance(cached, str):
+            return []
+        folder = Path(cached).parent
+    return sorted(path for pattern in ("config.json", "*.safetensors", "*.bin") for path in folder.glob(pattern))
 
 
 def _gguf_file(name: str) -> Path | None:

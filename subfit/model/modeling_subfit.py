@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+FORMAT_VERSION = 2  # of the section `subfit` of config.json; 1 had no number, and is read the same way
 AUTO_MAP = {
     "AutoConfig": "modeling_subfit.SubFitConfig",
     "AutoModelForCausalLM": "modeling_subfit.SubFitForCausalLM",
@@ -105,6 +106,36 @@ class Shared(nn.Module):
 
 # --- what stands in the place of a branch -----------------------------------------------------------------------------
 
+try:
+    from transformers.cache_utils import DummyLayer as EmptySlot
+except ImportError:  # before transformers 5.23
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+    class EmptySlot(LinearAttentionCacheLayerMixin):  # type: ignore[no-redef]
+        """Cache slot of a layer without Attention: holds nothing.
+
+        To older versions it is a slot of linear attention: they take the count of tokens from the first slot that is not,
+        and never prefetch it. It is neither sliding nor not, so that no mask is made to its size.
+        """
+
+        is_croppable = True
+        is_sliding = None
+        keys = values = None
+
+        def lazy_initialization(self, *args, **kwargs):
+            raise NotImplementedError("there is no Attention in this layer: nothing can be cached")
+
+        update = update_conv_state = update_recurrent_state = lazy_initialization
+
+        def get_max_length(self) -> int:
+            return -1
+
+        def _nothing_to_do(self, *args, **kwargs) -> None:
+            pass
+
+        offload = prefetch = reset = crop = reorder_cache = _nothing_to_do
+        batch_repeat_interleave = batch_select_indices = activate_past_recording = _nothing_to_do
+
 
 class TokenCounter(CacheLayerMixin):
     """Cache slot of a model without any Attention left: holds no keys or values, only knows how many tokens have passed."""
@@ -154,8 +185,8 @@ class AttentionBypass(nn.Module):
         counts: whether this site keeps the count of tokens, because no Attention is left that could.
 
     A cache that was made for the dense architecture holds a slot for this layer, and transformers asks the first slot for
-    the number of tokens seen. The slot is therefore handed over on the first call, whoever made the cache: to a dummy,
-    which transformers passes over in favour of the first real Attention, or to the counter.
+    the number of tokens seen. The slot is therefore exchanged on the first call, whoever made the cache: for an empty one,
+    which transformers passes over in favour of the first real Attention, or for the counter.
     """
 
     def __init__(self, bypass: nn.Module, slot: int, returns: int, counts: bool):
@@ -173,8 +204,8 @@ class AttentionBypass(nn.Module):
         return (y,) + (None,) * (self.returns - 1) if self.returns else y
 
     def release_slot(self, cache: Cache, tokens: int) -> None:
-        """Hands over this layer's slot in `cache`, and counts `tokens` where that is this site's task."""
-        kind = TokenCounter if self.counts else DummyLayer
+        """Exchanges this layer's slot in `cache`, and counts `tokens` where that is this site's task."""
+        kind = TokenCounter if self.counts else EmptySlot
         while len(cache.layers) <= self.slot:
             cache.layers.append(DynamicLayer())  # as a cache without a configuration grows by itself
         slot = cache.layers[self.slot]
@@ -248,6 +279,16 @@ def install(model: nn.Module, subfit: dict[str, Any]) -> None:
             model.set_submodule(norm, nn.Identity())
 
 
+def check_format(subfit: dict[str, Any]) -> None:
+    """Raises ValueError if a configuration's section was written by a newer version of SubFit than this file."""
+    found = subfit.get("format_version", 1)
+    if found > FORMAT_VERSION:
+        raise ValueError(
+            f"written by a newer subfit (format {found}; this one reads up to {FORMAT_VERSION}): upgrade subfit, "
+            "or give trust_remote_code=True"
+        )
+
+
 # --- classes that transformers loads ----------------------------------------------------------------------------------
 
 
@@ -261,12 +302,19 @@ class SubFitConfig:
     @classmethod
     def from_pretrained(cls, path, **kwargs):
         config, kwargs = PreTrainedConfig.get_config_dict(path, **kwargs)
+        check_format(config["subfit"])
         dense = CONFIG_MAPPING[config["subfit"]["base_model_type"]]
         return dense.from_dict({**config, "model_type": dense.model_type}, **kwargs)
 
 
 class SubFitMixin:
-    """What a compressed model adds to the class of its dense architecture."""
+    """What a compressed model adds to the class of its dense architecture.
+
+    Attributes:
+        plugin_code: source of plug-ins' modules, to follow this file's in a checkpoint; the file of a checkpoint has it.
+    """
+
+    plugin_code = ""
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
@@ -282,17 +330,7 @@ class SubFitMixin:
         config = json.loads(path.read_text())
         config.update(model_type="subfit", architectures=["SubFitForCausalLM"], auto_map=AUTO_MAP)
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        code = Path(__file__).read_text()
-        for added in self.plugin_modules():
-            code += f"\n\n{inspect.getsource(added)}"
-        path.with_name("modeling_subfit.py").write_text(code)
-
-    def plugin_modules(self) -> list[type]:
-        """Returns the classes of modules in the bypasses that neither torch.nn nor this file defines, in order of name."""
-        roots = [self.subfit_shared, *(self.get_submodule(site["path"]) for site in self.config.subfit["sites"])]
-        classes = {type(module) for root in roots for module in root.modules()}
-        known = (__name__, "torch.nn.")
-        return sorted((c for c in classes if not c.__module__.startswith(known)), key=lambda c: c.__name__)
+        path.with_name("modeling_subfit.py").write_text(Path(__file__).read_text() + self.plugin_code)
 
 
 _classes: dict[type, type] = {}

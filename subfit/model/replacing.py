@@ -10,7 +10,8 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from subfit.errors import SubFitError
-from subfit.model.modeling_subfit import Shared, Zero, compressed_class, describe, stand_in
+from subfit.model.modeling_subfit import FORMAT_VERSION, Shared, Zero, compressed_class, describe, stand_in
+from subfit.model.portable_code import portable_source
 from subfit.model.submodules import Site, decoder_layers
 
 
@@ -193,8 +194,10 @@ def finalize(model: Any, switches: Sequence[Switch], sites: list[Site]) -> None:
         sites: all sites of the dense model.
     """
     placed = [switch.stand_in for switch in switches if switch.stand_in is not None]
+    model.plugin_code = portable_source([its.bypass for its in placed])
     shared = _shared_modules([its.bypass for its in placed])
     model.config.subfit = {
+        "format_version": FORMAT_VERSION,
         "base_model_type": model.config.model_type,
         "counter": _start_counter(model, placed, sites),
         "shared": {name: describe(module, {}) for name, module in shared.items()},

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from subfit.errors import SubFitError, where
-from subfit.options.declarations import file_of, read
+from subfit.options.declarations import file_of
 from subfit.registry import plugins
 from subfit.registry.declared import Entry, declared, entries_of
 
@@ -34,10 +34,14 @@ def add_plugin(path: str) -> None:
     """Makes the strategies of a `.py` file known by the file's name, and, where it holds several, `name:Class`.
 
     Raises:
-        SubFitError: if it is no Python file, or holds no strategy.
+        SubFitError: if it cannot be imported, as far as its source tells, or holds no strategy.
     """
     file = Path(path)
-    if not any(_entries_of_plugin(kind, file) for kind in INTERFACES):
+    found = [entry for kind in INTERFACES for entry in _entries_of_plugin(kind, file)]
+    for entry in found:
+        if entry.problem:
+            raise SubFitError(f"plug-in file {path} {entry.problem}")
+    if not found:
         wanted = ", ".join(path.rpartition(".")[2] for path in INTERFACES.values())
         raise SubFitError(f"plug-in file {path} defines no {wanted}")
     if file.resolve() not in _plugins:
@@ -69,7 +73,7 @@ def find(kind: str, name: str) -> type:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise SubFitError(f"unknown {WORDS[kind]} {name!r}; {hint}available: {', '.join(known)}")
-    missing = ", ".join(_missing(found))
+    missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
     if missing:
         raise SubFitError(f"{name}: {found.__name__} lacks the method {missing} ({where(found)})")
     return found
@@ -83,10 +87,8 @@ def name_of(found: type) -> str:
     package, _, stem = found.__module__.rpartition(".")
     if not package.startswith("subfit.strategies."):
         return f"{found.__module__}.{found.__qualname__}"
-    own = read(Path(inspect.getfile(found))).classes
-    kind = package.rpartition(".")[2]
-    several = len(declared(Path(inspect.getfile(found)), INTERFACES[kind])) > 1 and found.__name__ in own
-    return f"{stem}:{found.__name__}" if several else stem
+    beside = declared(Path(inspect.getfile(found)), INTERFACES[package.rpartition(".")[2]])
+    return f"{stem}:{found.__name__}" if len(beside) > 1 else stem
 
 
 @cache
@@ -139,11 +141,6 @@ def _find(kind: str, name: str) -> type | None:
     if any(file.stem == stem for file in _own_files(kind)):
         return _class_in(kind, importlib.import_module(f"subfit.strategies.{kind}.{stem}"), class_name)
     return None
-
-
-def _missing(found: type) -> list[str]:
-    """The methods that a strategy must define, and does not."""
-    return sorted(getattr(found, "__abstractmethods__", ()))
 
 
 def _class_in(kind: str, module: ModuleType, class_name: str) -> type:

@@ -1,10 +1,20 @@
 """A record as tables: nested mappings as one line, what is known of each site as a row."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-FORMAT_VERSION = 1  # of records, rows and checkpoints; those without one were written before it was counted
+from subfit.errors import SubFitError
+
+FORMAT_VERSION = 2  # of a record (`compression.json`, a row of an ablation); those of format 1 have no number
 SITES = ("site", "kind", "layer", "score", "selected", "explained_variance")
+
+
+def check_format(content: Mapping[str, Any], place: str) -> None:
+    """Raises SubFitError if a record, or what else has a `format_version`, was written by a newer version of SubFit."""
+    found = content.get("format_version", 1)
+    if found > FORMAT_VERSION:
+        upgrade = f"written by a newer subfit (format {found}; this one reads up to {FORMAT_VERSION}): upgrade"
+        raise SubFitError(f"{place}: {upgrade}")
 
 
 def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,11 +66,13 @@ def test_a_cells_name_depends_on_its_configuration_alone(tmp_path):
 
 def test_a_row_of_before_an_option_was_there_still_counts_and_one_of_other_options_does_not(tmp_path):
     (cell, _) = read_grid(write(tmp_path, axes={"sparsity": [0.5, 0.25]})).cells
-    row = {"cell": cell.name, "status": "done", "configuration": dict(cell.configuration)}
-    assert cell.is_row(row) and not cell.is_row(None) and not cell.is_row({**row, "status": "failed"})
-    assert not cell.is_row({**row, "configuration": {**cell.configuration, "correction": 0.9}})
+    row = {"cell": cell.name, "status": "done", "configuration": dict(cell.configuration), "depends_on": {"model": "x"}}
+    done = partial(cell.is_done, depends_on={"model": "x"})
+    assert done(row) and not done(None) and not done({**row, "status": "failed"})
+    assert not done({**row, "configuration": {**cell.configuration, "correction": 0.9}})
+    assert not done({**row, "depends_on": {"model": "y"}}) and not done({k: v for k, v in row.items() if k != "depends_on"})
     del row["configuration"]["budget"]
-    assert cell.is_row(row)
+    assert done(row)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +108,17 @@ def test_a_bad_grid_is_refused_in_one_line(tmp_path, content, message):
     with pytest.raises(SubFitError, match=message) as caught:
         read_grid(write(tmp_path, **content))
     assert "\n" not in str(caught.value)
+
+
+def test_items_of_older_grids_is_the_limit(tmp_path):
+    for key in ("items", "limit"):
+        assert read_grid(write(tmp_path, axes={"seed": [1]}, tasks=["a.jsonl"], **{key: 8})).limit == 8
+
+
+def test_an_option_of_a_group_that_is_at_its_default_does_not_change_a_cells_name(tmp_path):
+    one = read_grid(write(tmp_path, axes={"calibration.windows": [8]})).cells[0]
+    two = read_grid(write(tmp_path, cells=[{"calibration.windows": 8, "calibration.sampling": "first"}])).cells[0]
+    assert one.name == two.name
 
 
 def test_a_file_that_is_no_mapping(tmp_path):

@@ -7,6 +7,8 @@ import pytest
 
 from subfit.ablation.rows import Rows
 from subfit.errors import SubFitError
+from subfit.tracking.atomic import whole_file
+from subfit.tracking.records import FORMAT_VERSION
 
 
 def test_the_last_row_of_a_cell_counts_and_the_table_has_a_column_for_each_value(tmp_path):
@@ -30,6 +32,41 @@ def test_a_half_written_line_is_no_row_and_is_removed(tmp_path):
     rows.append({"cell": "z"})
     assert list(rows.read()) == ["x", "z"]
     assert [json.loads(line)["cell"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == ["x", "z"]
+
+
+def test_a_damaged_line_is_left_out_and_said(tmp_path, caplog):
+    rows = Rows(tmp_path, 1)
+    for cell in "xyz":
+        rows.append({"cell": cell})
+    lines = (tmp_path / "rows.jsonl").read_bytes().split(b"\n")
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join([lines[0], b'{"cell": "y\xff', *lines[2:]]))
+    assert list(rows.read()) == ["x", "z"]
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}/rows.jsonl:2: this line is damaged, and is left out"
+    ]
+
+
+def test_a_row_of_a_newer_format_is_refused(tmp_path):
+    rows = Rows(tmp_path, 1)
+    rows.append({"cell": "x", "format_version": FORMAT_VERSION + 1})
+    with pytest.raises(SubFitError, match=r"rows\.jsonl:1: written by a newer subfit \(format 3; this one reads up to 2\)"):
+        rows.read()
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "a") as partial:
+        partial.write_text("half of")
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_temporary_names_of_equal_processes_differ(tmp_path):
+    """Processes of two containers may have one id."""
+    with whole_file(tmp_path / "a") as one, whole_file(tmp_path / "a") as two:
+        one.write_text("1")
+        two.write_text("2")
+        assert one != two
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -132,11 +132,11 @@ def test_a_scorer_that_fails_fails_its_own_cells_alone(grid, tmp_path):
 
 def test_tasks_are_measured_as_on_the_saved_model(grid, tmp_path, model_folder):
     (tmp_path / "toy.jsonl").write_text("\n".join(json.dumps(row) for row in task_rows(9)))
-    path = grid(axes={"sparsity": [0.0, 0.5]}, tasks=[str(tmp_path / "toy.jsonl")], items=8)
+    path = grid(axes={"sparsity": [0.0, 0.5]}, tasks=[str(tmp_path / "toy.jsonl")], limit=8)
     (same, row), _ = run(path, tmp_path / "out")
     assert same["tasks_mean"]["retained"] == 1
     api.run(resolve(row["configuration"], {"output": str(tmp_path / "model")}))
-    found = api.evaluate(str(tmp_path / "model"), reference=str(model_folder), tasks=[str(tmp_path / "toy.jsonl")], items=8)
+    found = api.evaluate(str(tmp_path / "model"), reference=str(model_folder), tasks=[str(tmp_path / "toy.jsonl")], limit=8)
     assert row["tasks"] == found["tasks"] and row["tasks_mean"] == found["tasks_mean"]
     table = report([str(tmp_path / "out")], str(tmp_path / "page")).with_name("table.md").read_text()
     mean = row["tasks_mean"]
@@ -146,7 +146,7 @@ def test_tasks_are_measured_as_on_the_saved_model(grid, tmp_path, model_folder):
     assert f"| {mean['accuracy'] / mean['reference_accuracy']:.1%} [{low:.1%}, {high:.1%}] |" in table
     low, high = row["texts"]["evaluation"]["perplexity_ratio_interval"]
     assert f"{row['texts']['evaluation']['perplexity_ratio']:.3f} [{low:.3f}, {high:.3f}]" in table
-    for wrong, message in (({"tasks": "toy.jsonl"}, "tasks must be a list"), ({"items": 0}, "items is 0")):
+    for wrong, message in (({"tasks": "toy.jsonl"}, "tasks must be a list"), ({"limit": 0}, "limit is 0")):
         with pytest.raises(api.SubFitError, match=message):
             ablate(grid("bad.yaml", axes={"sparsity": [0.5]}, **wrong), str(tmp_path / "bad"))
 

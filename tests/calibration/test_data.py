@@ -4,7 +4,9 @@ import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer
 
-from subfit.calibration.data import Data, read_tokens
+from subfit.calibration import data as reading
+from subfit.calibration.data import read_tokens
+from subfit.calibration.settings import Data, EvaluationData, evaluation_seed
 from subfit.errors import SubFitError
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
@@ -41,6 +43,70 @@ def test_several_files_follow_each_other(files):
     length = len(TEXT)
     tokens, _ = cut(Data(path=[str(files / "a.txt"), str(files / "a.jsonl")], windows=1, length=length + 8))
     assert tokens[0, length:].tolist() == tiny_tokenizer()("row 0 ro")["input_ids"]
+
+
+def numbered(folder, windows=200):
+    """A text whose windows of four tokens are all different: 001, 002 and so on, a line for each."""
+    (folder / "numbers.txt").write_text("".join(f"{i:03d}\n" for i in range(windows)))
+    return str(folder / "numbers.txt")
+
+
+def read(tokens):
+    """The numbers of windows of that text."""
+    return [int(tiny_tokenizer().decode(window).replace(" ", "").strip()) for window in tokens]
+
+
+def test_random_windows_are_drawn_by_the_seed_from_the_whole_text_without_repetition(tmp_path):
+    data = Data(path=numbered(tmp_path), windows=8, length=4, sampling="random")
+    first, again, other = (cut(data, seed, held_out=4) for seed in (0, 0, 1))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1]) and not torch.equal(first[0], other[0])
+    drawn = [[*read(tokens), *read(rest)] for tokens, rest in (cut(data, seed, held_out=4) for seed in range(300))]
+    assert all(len(set(numbers)) == 12 for numbers in drawn)  # the held-out windows are others
+    counts = torch.bincount(torch.tensor(drawn).flatten(), minlength=200).float()
+    assert counts.min() > 0 and abs(counts[:100].sum() / counts.sum() - 0.5) < 0.03  # 18 of each window
+    held_out = torch.tensor(drawn)[:, 8:].float()
+    assert abs(held_out.mean() - 99.5) < 7  # standard error: 1.7
+
+
+def test_all_windows_of_a_text_are_drawn_if_as_many_are_asked_for(tmp_path):
+    tokens, _ = cut(Data(path=numbered(tmp_path, 20), windows=20, length=4, sampling="random"))
+    assert sorted(read(tokens)) == list(range(20)) != read(tokens)
+    with pytest.raises(SubFitError, match="holds 80 tokens, 20 windows of 4; 21 windows were asked for"):
+        cut(Data(path=numbered(tmp_path, 20), windows=21, length=4, sampling="random"))
+
+
+def test_the_draw_does_not_depend_on_the_blocks_that_are_read(tmp_path, monkeypatch):
+    data = Data(path=numbered(tmp_path), windows=8, length=3, sampling="random")
+    whole = cut(data)[0]
+    monkeypatch.setattr(reading, "BLOCK", 10)
+    assert torch.equal(cut(data)[0], whole)
+
+
+def test_rows_of_a_data_set_are_shuffled_by_the_seed(files, monkeypatch):
+    import datasets
+
+    rows = datasets.load_dataset("json", data_files=str(files / "a.jsonl"), split="train", streaming=True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    data = {"dataset": "somebody/rows", "windows": 4, "length": 32}
+    first = cut(Data(**data))[0]
+    drawn, again, other = (cut(Data(**data, sampling="random"), seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(drawn, again) and not torch.equal(drawn, other) and not torch.equal(drawn, first)
+
+
+def test_what_is_wrong_is_said_without_a_model():
+    for given, message in (
+        ({"source": "txt"}, "unknown data source 'txt'"),
+        ({"sampling": "last"}, "unknown sampling 'last'"),
+    ):
+        with pytest.raises(SubFitError, match=message):
+            EvaluationData(**given)
+    assert EvaluationData(windows=0).windows == 0
+
+
+def test_sampled_texts_to_evaluate_on_are_never_those_of_a_calibration_nor_each_other():
+    seeds = [evaluation_seed(seed, text) for seed in range(3) for text in ("", "story", "code")]
+    samples = [cut(Data(windows=1, length=32), seed)[0] for seed in [0, 1, 2, *seeds]]
+    assert len({tuple(tokens[0].tolist()) for tokens in samples}) == 12  # torch draws the same for seeds equal in 32 bits
 
 
 def test_sampling_from_the_model_is_seeded_and_starts_at_the_begin_of_text():

@@ -58,7 +58,7 @@ def test_compress_evaluate_and_reproduce(subfit, model_folder, text_file, tmp_pa
 
     (tmp_path / "toy.jsonl").write_text("\n".join(json.dumps(row) for row in task_rows(9)))
     texts = ["--data", f"one={text_file}", text_file, "--in_domain", "one", "--windows", 3, "--length", 32, "--stride", 8]
-    asked = ["evaluate", "one", "--reference", model_folder, *texts, "--tasks", "toy.jsonl", "--items", 8]
+    asked = ["evaluate", "one", "--reference", model_folder, *texts, "--tasks", "toy.jsonl", "--limit", 8]
     evaluated = subfit(*asked, "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     found = json.loads(evaluated.stdout)
@@ -169,7 +169,7 @@ def test_list(capsys):
         (["evaluate", "{model}", "--data", "a=short.txt", "--in_domain", "b"], "there is no text 'b'; the texts are a"),
         (["evaluate", "{model}", "--stride", "3", "--length", "2"], "the stride is 3; it must be at least 1 and at most"),
         (["evaluate", "{model}", "--tasks", "missing.jsonl"], "cannot read the task file missing.jsonl: No such file"),
-        (["evaluate", "{model}", "--tasks", "a.jsonl", "--items", "0"], "items is 0; it must be at least 1"),
+        (["evaluate", "{model}", "--tasks", "a.jsonl", "--limit", "0"], "limit is 0; it must be at least 1"),
         (["list", "toys"], "unknown kind of strategy 'toys'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from words import sentence, word_tokenizer
 
-from subfit.calibration.data import Data
+from subfit.calibration.settings import Data
 from subfit.errors import SubFitError
 from subfit.evaluation.divergence import logits_of
 from subfit.evaluation.perplexity import byte_counts, measure, read_windows

@@ -122,6 +122,121 @@ def test_a_plugins_own_module_travels_with_the_checkpoint(tmp_path):
         assert torch.equal(model(tokens).logits, result.model(tokens).logits)
 
 
+PLUGIN = """
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from subfit.bypass import Bypass
+from subfit.model.modeling_subfit import Sum as Added
+
+POWER, SHIFT = 2, 0.25
+
+
+def half(x):
+    return x / math.sqrt(4.0) * SHIFT
+
+
+class Base(nn.Module):
+    def forward(self, x):
+        return F.silu(half(x)) ** POWER
+
+
+class Curve(Base):
+    {constructor}
+
+
+class Curved(Bypass):
+    def fit(self, branch, moments, shared):
+        {before}
+        return {returned}
+"""
+SOUND = {
+    "constructor": "pass",
+    "before": "pass",
+    "returned": "Added(Curve(), nn.Linear(branch.site.width, branch.site.width))",
+}
+
+
+def plugin(tmp_path, **changes):
+    """A plug-in file whose module uses imports, constants, a function and a base class of its file."""
+    (tmp_path / "curved.py").write_text(PLUGIN.format(**SOUND | changes))
+    return str(tmp_path / "curved.py")
+
+
+def test_a_plugins_module_travels_with_what_it_needs_of_its_file(tmp_path):
+    result = saved(tmp_path / "model", ffn_bypass=plugin(tmp_path))
+    code = (tmp_path / "model" / "modeling_subfit.py").read_text()
+    assert "import math" in code and "dataclass" not in code and "import subfit" not in code and "from subfit" not in code
+    (tmp_path / "curved.py").unlink()
+    tokens, found = in_fresh_process(tmp_path / "model", tmp_path)
+    with torch.no_grad():
+        assert torch.equal(found["logits"], result.model(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"constructor": "def __init__(self):\n        super().__init__()\n        self.base = Bypass"},
+            r"Curve .*cannot be saved with a checkpoint: it needs `from subfit\.bypass import Bypass`",
+        ),
+        (
+            {"constructor": "def __init__(self):\n        super().__init__()\n        import beside"},
+            "it needs `import beside`, which is not installed",
+        ),
+        (
+            {"constructor": "def __init__(self, width):\n        super().__init__()", "returned": "Curve(3)"},
+            "missing 1 required positional argument: 'width'",
+        ),
+        (
+            {
+                "before": "class Curve(nn.Linear):\n            pass",
+                "returned": "Curve(branch.site.width, branch.site.width)",
+            },
+            r"Curve.*must be defined at the top level of a \.py file",
+        ),
+        (
+            {"constructor": "pass\nclass Shared(Curve):\n    pass", "returned": "Shared()"},
+            "needs 'Shared', a name that modeling_subfit.py has for something else; rename it",
+        ),
+    ],
+)
+def test_a_plugins_module_that_cannot_travel_is_refused_once_it_is_fitted(tmp_path, monkeypatch, changes, message):
+    (tmp_path / "beside.py").write_text("x = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SubFitError, match=message) as caught:
+        compress_model(tiny_model(), tiny_tokens(), recipe(ffn_bypass=plugin(tmp_path, **changes), sparsity=0.5))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        ("made = Curve(); made.forward = lambda x: x; return made", "its logits differ by"),
+        (
+            "made = nn.Linear(branch.site.width, branch.site.width); made.register_buffer('extra', torch.ones(1)); return made",
+            "its weight .*extra differs",
+        ),
+    ],
+)
+def test_a_checkpoint_that_loads_as_another_model_gets_no_folder(tmp_path, before, message):
+    with pytest.raises(SubFitError, match=f"the checkpoint does not load as the same model: {message}"):
+        saved(tmp_path / "out" / "model", ffn_bypass=plugin(tmp_path, before=before))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_checkpoint_whose_code_does_not_run_gets_no_folder(tmp_path):
+    result = compress_model(tiny_model(), tiny_tokens(), recipe(sparsity=0.5))
+    result.model.plugin_code = "\nimport nowhere_to_be_found\n"
+    with pytest.raises(SubFitError, match="the checkpoint does not load again: ModuleNotFoundError: .*nowhere_to_be_found"):
+        checkpoint.save(result.model, result.tokenizer, result.record, str(tmp_path / "out" / "model"), draw_scores)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_what_is_in_the_folder(tmp_path):
     result = saved(tmp_path / "model")
     names = {path.name for path in (tmp_path / "model").iterdir()}

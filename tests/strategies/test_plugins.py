@@ -120,6 +120,13 @@ def test_a_bad_plugin_is_one_line_that_names_its_file_and_line(case, answers):
 
 def test_a_file_without_strategies_and_a_missing_one(tmp_path, capsys):
     (tmp_path / "empty.py").write_text("x = 1\n")
-    for name, message in (("empty.py", "defines no Scorer, Selector, Substitute"), ("gone.py", "gone.py does not exist")):
+    (tmp_path / "torn.py").write_text("class Torn(Scorer:\n")
+    (tmp_path / "lacking.py").write_text("import no_such_thing\n" + STRATEGY["scorer"])
+    for name, message in (
+        ("empty.py", "defines no Scorer, Selector, Substitute"),
+        ("gone.py", "gone.py does not exist"),
+        ("torn.py", "torn.py cannot be imported: SyntaxError"),
+        ("lacking.py", "lacking.py cannot be imported: there is no module 'no_such_thing'"),
+    ):
         assert main(["list", "--plugins", str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]

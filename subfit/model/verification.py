@@ -1,0 +1,87 @@
+"""Checks that a written checkpoint is the model that it was written from, by what was written alone."""
+
+import importlib.util
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from subfit.errors import SubFitError
+from subfit.model.processes import full_tensor
+
+TOKENS = 8
+
+
+@torch.no_grad()
+def sample_logits(model: Any) -> Tensor:
+    """Returns the logits of a model on a few fixed tokens, (tokens, vocabulary), on the CPU.
+
+    Of processes that share the model's weights, all must call this.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = torch.arange(TOKENS).remainder(vocabulary)[None].to(next(model.parameters()).device)
+    return full_tensor(model(tokens, use_cache=False).logits)[0].cpu()
+
+
+def verify(folder: Path, weights: Mapping[str, Tensor], logits: Tensor, device: torch.device) -> None:
+    """Loads a checkpoint by its own `modeling_subfit.py` alone, and compares it with the model that was saved.
+
+    The file is imported under a name of its own, as transformers does with remote code; it cannot import `subfit`, see
+    `portable_source`. The weights stay mapped from the disk as far as safetensors can.
+
+    Args:
+        weights: the state dict that was saved; every tensor must be equal.
+        logits: what `sample_logits` gave of the saved model; must be equal up to rounding: within the square root of the
+            precision of their data type, relative to their norm.
+        device: where the saved model is. What is loaded stays on the CPU, unless the logits differ there: another device may
+            round an expert's choice the other way.
+
+    Raises:
+        SubFitError: if the checkpoint cannot be loaded, or is another model.
+    """
+    name = f"modeling_subfit_{uuid.uuid4().hex}"
+    try:
+        module = _imported(name, folder / "modeling_subfit.py")
+        config = module.SubFitConfig.from_pretrained(folder)
+        found = module.SubFitForCausalLM.from_pretrained(folder, config=config, dtype="auto").eval()
+        loaded, distance = found.state_dict(), _distance(sample_logits(found), logits)
+        if not _is_rounding(distance, logits) and device.type != "cpu":
+            distance = _distance(sample_logits(found.to(device)), logits)
+    except Exception as error:
+        raise SubFitError(f"the checkpoint does not load again: {type(error).__name__}: {error}") from error
+    finally:
+        sys.modules.pop(name, None)
+    wrong = [key for key in {*weights, *loaded} if key not in weights or key not in loaded]
+    wrong += [key for key in loaded if key in weights and not _equal(loaded[key], weights[key])]
+    if wrong:
+        raise SubFitError(f"the checkpoint does not load as the same model: its weight {min(wrong)} differs")
+    if not _is_rounding(distance, logits):
+        raise SubFitError(
+            f"the checkpoint does not load as the same model: its logits differ by {distance:.1e} of their norm"
+        )
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def _is_rounding(distance: float, logits: Tensor) -> bool:
+    return distance <= torch.finfo(logits.dtype).eps ** 0.5
+
+
+def _equal(loaded: Tensor, saved: Tensor) -> bool:
+    return loaded.dtype == saved.dtype and torch.equal(loaded.cpu(), saved.cpu())
+
+
+def _imported(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

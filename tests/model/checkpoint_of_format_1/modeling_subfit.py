@@ -1,0 +1,313 @@
+"""The compressed model for plain transformers.
+
+This file travels with every checkpoint, so that `AutoModelForCausalLM.from_pretrained(dir, trust_remote_code=True)` opens
+it where the `subfit` package is not installed. It therefore imports torch and transformers only.
+
+A compressed model is its dense architecture in which single branches have been replaced: `config.subfit` lists them with
+the modules that stand in their place, and `SubFitMixin` puts these modules in before the weights are loaded.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, DynamicLayer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+AUTO_MAP = {
+    "AutoConfig": "modeling_subfit.SubFitConfig",
+    "AutoModelForCausalLM": "modeling_subfit.SubFitForCausalLM",
+}
+
+
+# --- pieces that bypasses are built from, besides those of torch.nn ---------------------------------------------------
+
+
+class Zero(nn.Module):
+    """Adds nothing to the residual stream: a zero that broadcasts over the input (tokens, d) without memory of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(()).expand_as(x)
+
+
+class Constant(nn.Module):
+    """Adds the same vector (width) to every token."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bias.expand_as(x)
+
+
+class Scale(nn.Module):
+    """x * w + b, with a weight of its own for each dimension (weights = width), or one for all (weights = 1)."""
+
+    def __init__(self, width: int, weights: int):
+        super().__init__()
+        self.width, self.weights = width, weights
+        self.weight = nn.Parameter(torch.ones(weights))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.bias, x, self.weight)
+
+
+class Sum(nn.Sequential):
+    """The sum of what its children give for the same input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return sum(child(x) for child in self)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), a gated feed-forward with `hidden` units."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.width, self.hidden = width, hidden
+        self.gate = nn.Linear(width, hidden)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+class Shared(nn.Module):
+    """A use of a module that several sites share; the model owns it once, under `subfit_shared`."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.owner = (module,)  # in a tuple: not registered here, so that its parameters are counted and saved once
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.owner[0](x)
+
+
+# --- what stands in the place of a branch -----------------------------------------------------------------------------
+
+
+class TokenCounter(CacheLayerMixin):
+    """Cache slot of a model without any Attention left: holds no keys or values, only knows how many tokens have passed."""
+
+    supports_early_init = False
+    is_compileable = False
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = 0
+
+    def lazy_initialization(self, key_states, value_states):
+        raise RuntimeError("no Attention is left in this model: nothing can be cached")
+
+    update = lazy_initialization
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.tokens + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.tokens
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self.tokens -= abs(tokens_to_remove)
+
+    def reset(self) -> None:
+        self.tokens = 0
+
+    def _nothing_to_do(self, *args, **kwargs) -> None:
+        pass
+
+    offload = prefetch = reorder_cache = batch_repeat_interleave = batch_select_indices = _nothing_to_do
+
+
+class AttentionBypass(nn.Module):
+    """Stands where an Attention stood and gives its branch's input to a bypass.
+
+    Args:
+        bypass: maps the branch input (batch, tokens, d) to what is added to the residual stream, of the same shape.
+        slot: the layer's index in the key-value cache.
+        returns: length of the tuple that the Attention returned; 0 for a bare tensor.
+        counts: whether this site keeps the count of tokens, because no Attention is left that could.
+
+    A cache that was made for the dense architecture holds a slot for this layer, and transformers asks the first slot for
+    the number of tokens seen. The slot is therefore handed over on the first call, whoever made the cache: to a dummy,
+    which transformers passes over in favour of the first real Attention, or to the counter.
+    """
+
+    def __init__(self, bypass: nn.Module, slot: int, returns: int, counts: bool):
+        super().__init__()
+        self.bypass = bypass
+        self.slot = slot
+        self.returns = returns
+        self.counts = counts
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
+        for value in (*args, *kwargs.values()):  # architectures differ in how they name it
+            if isinstance(value, Cache):
+                self.release_slot(value, hidden_states.shape[1])
+        y = self.bypass(hidden_states)
+        return (y,) + (None,) * (self.returns - 1) if self.returns else y
+
+    def release_slot(self, cache: Cache, tokens: int) -> None:
+        """Hands over this layer's slot in `cache`, and counts `tokens` where that is this site's task."""
+        kind = TokenCounter if self.counts else DummyLayer
+        while len(cache.layers) <= self.slot:
+            cache.layers.append(DynamicLayer())  # as a cache without a configuration grows by itself
+        slot = cache.layers[self.slot]
+        if not isinstance(slot, kind):
+            slot = cache.layers[self.slot] = kind()
+        if isinstance(slot, TokenCounter):
+            slot.tokens += tokens
+
+
+class FeedForwardBypass(nn.Module):
+    """Stands where a FeedForward stood whose callers expect a tuple of length `returns`."""
+
+    def __init__(self, bypass: nn.Module, returns: int):
+        super().__init__()
+        self.bypass = bypass
+        self.returns = returns
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
+        return (self.bypass(hidden_states),) + (None,) * (self.returns - 1)
+
+
+def stand_in(bypass: nn.Module, site: dict[str, Any], counts: bool) -> nn.Module:
+    """Returns the module to put at `site["path"]`, so that `bypass` answers calls made to the branch that was there."""
+    if site["kind"] == "attention":
+        return AttentionBypass(bypass, site["slot"], site["returns"], counts)
+    return FeedForwardBypass(bypass, site["returns"]) if site["returns"] else bypass
+
+
+# --- a module's structure as plain data -------------------------------------------------------------------------------
+
+
+def describe(module: nn.Module, shared: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """Returns the structure of `module`, without its tensors, as data that `build` turns into an equal module.
+
+    A module class is described by its constructor's arguments, read from attributes of the same names, as torch.nn keeps
+    them; a container by its children. `shared` names the modules that belong to more than one site.
+    """
+    for name, owner in shared.items():
+        if module is owner:
+            return {"shared": name}
+    if isinstance(module, nn.Sequential):
+        return {"class": type(module).__name__, "children": [describe(child, shared) for child in module]}
+    arguments = {}
+    for name in inspect.signature(type(module).__init__).parameters:
+        if name == "bias":
+            arguments[name] = module.bias is not None
+        elif name not in ("self", "device", "dtype") and hasattr(module, name):
+            arguments[name] = getattr(module, name)
+    return {"class": type(module).__name__, **({"arguments": arguments} if arguments else {})}
+
+
+def build(spec: dict[str, Any], shared: Mapping[str, nn.Module]) -> nn.Module:
+    """Builds the module that `describe` described, with fresh tensors."""
+    if "shared" in spec:
+        return Shared(shared[spec["shared"]])
+    found = globals().get(spec["class"]) or getattr(nn, spec["class"], None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"the bypass module {spec['class']!r} is neither in torch.nn nor in {__file__}")
+    if "children" in spec:
+        return found(*(build(child, shared) for child in spec["children"]))
+    return found(**spec.get("arguments", {}))
+
+
+def install(model: nn.Module, subfit: dict[str, Any]) -> None:
+    """Puts the bypasses that `subfit` (the section of the configuration) describes into a dense `model`, in place."""
+    model.subfit_shared = nn.ModuleDict({name: build(spec, {}) for name, spec in subfit["shared"].items()})
+    for site in subfit["sites"]:
+        bypass = build(site["bypass"], model.subfit_shared)
+        model.set_submodule(site["path"], stand_in(bypass, site, site["path"] == subfit["counter"]))
+        for norm in site["skipped_norms"]:
+            model.set_submodule(norm, nn.Identity())
+
+
+# --- classes that transformers loads ----------------------------------------------------------------------------------
+
+
+class SubFitConfig:
+    """Reads a compressed model's config.json as the configuration of its dense architecture."""
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing to do: `AUTO_MAP` is written with every checkpoint."""
+
+    @classmethod
+    def from_pretrained(cls, path, **kwargs):
+        config, kwargs = PreTrainedConfig.get_config_dict(path, **kwargs)
+        dense = CONFIG_MAPPING[config["subfit"]["base_model_type"]]
+        return dense.from_dict({**config, "model_type": dense.model_type}, **kwargs)
+
+
+class SubFitMixin:
+    """What a compressed model adds to the class of its dense architecture."""
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        install(self, config.subfit)
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """Saves as transformers does, with this file beside the weights and marked as needed to load them.
+
+        The saved model type is `subfit`: loaded as a dense model, the replaced branches would silently be random.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        path = Path(save_directory) / "config.json"
+        config = json.loads(path.read_text())
+        config.update(model_type="subfit", architectures=["SubFitForCausalLM"], auto_map=AUTO_MAP)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        code = Path(__file__).read_text()
+        for added in self.plugin_modules():
+            code += f"\n\n{inspect.getsource(added)}"
+        path.with_name("modeling_subfit.py").write_text(code)
+
+    def plugin_modules(self) -> list[type]:
+        """Returns the classes of modules in the bypasses that neither torch.nn nor this file defines, in order of name."""
+        roots = [self.subfit_shared, *(self.get_submodule(site["path"]) for site in self.config.subfit["sites"])]
+        classes = {type(module) for root in roots for module in root.modules()}
+        known = (__name__, "torch.nn.")
+        return sorted((c for c in classes if not c.__module__.startswith(known)), key=lambda c: c.__name__)
+
+
+_classes: dict[type, type] = {}
+
+
+def compressed_class(dense: type) -> type:
+    """Returns the class of compressed models whose dense architecture is the class `dense`."""
+    if dense not in _classes:
+        _classes[dense] = type("SubFit" + dense.__name__, (SubFitMixin, dense), {"__module__": __name__})
+    return _classes[dense]
+
+
+class SubFitForCausalLM:
+    """Loads a compressed model, of whatever architecture."""
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:
+        """Nothing to do: `AUTO_MAP` is written with every checkpoint."""
+
+    @classmethod
+    def from_pretrained(cls, path, *args, config, **kwargs):
+        return compressed_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]).from_pretrained(
+            path, *args, config=config, **kwargs
+        )
+
+    @classmethod
+    def _from_config(cls, config, **kwargs):
+        return compressed_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])._from_config(config, **kwargs)
