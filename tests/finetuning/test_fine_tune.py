@@ -12,6 +12,7 @@ from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokens
 
 from subfit.ablation.shared_state import SharedState
 from subfit.calibration.capture import Calibration
+from subfit.config import resolve
 from subfit.errors import SubFitError
 from subfit.finetuning.distillation import Distillation
 from subfit.finetuning.optimization import warmup_cosine
@@ -299,7 +300,7 @@ def test_a_cell_of_an_ablation_is_fine_tuned_and_the_model_dense_again(tmp_path,
     cell = {"model": str(model_folder), "calibration": {"path": str(text_file), "windows": 12, "length": 32}}
     trained = {**cell, "finetune": {"trainer": {"max_steps": 2}, "lora": {"layers": 4}}}
     session = SharedState(tmp_path / "cache", {})
-    plain, one, again = (session.run(given) for given in (cell, trained, cell))
+    plain, one, again = (session.run(resolve(given)) for given in (cell, trained, cell))
     assert len(one["finetune"]["curve"]) == 2 and "finetune" not in plain
     assert plain["texts"] == again["texts"]
 
