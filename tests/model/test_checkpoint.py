@@ -151,13 +151,14 @@ class Curve(Base):
 
 class Curved(Bypass):
     def fit(self, branch, moments, shared):
+        width = branch.site.width
         {before}
         return {returned}
 """
 SOUND = {
     "constructor": "pass",
     "before": "pass",
-    "returned": "Added(Curve(), nn.Linear(branch.site.width, branch.site.width))",
+    "returned": "Added(Curve(), nn.Linear(width, width))",
 }
 
 
@@ -195,7 +196,7 @@ def test_a_plugins_module_travels_with_what_it_needs_of_its_file(tmp_path):
         (
             {
                 "before": "class Curve(nn.Linear):\n            pass",
-                "returned": "Curve(branch.site.width, branch.site.width)",
+                "returned": "Curve(width, width)",
             },
             r"Curve.*must be defined at the top level of a \.py file",
         ),
@@ -218,9 +219,7 @@ def test_a_plugins_module_that_cannot_travel_is_refused_once_it_is_fitted(tmp_pa
     [
         ("made = Curve(); made.forward = lambda x: x; return made", "its logits differ by"),
         (
-            "made = nn.Linear(branch.site.width, branch.site.width)\n"
-            "        made.register_buffer('extra', torch.ones(1))\n"
-            "        return made",
+            "made = nn.Linear(width, width); made.register_buffer('extra', torch.ones(1)); return made",
             "its weight .*extra differs",
         ),
     ],
