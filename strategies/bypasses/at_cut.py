@@ -1,5 +1,7 @@
 """One substitute for each run of consecutive layers that is taken out, where the run ends."""
 
+import copy
+
 from subfit.bypass import Substitute
 from subfit.fitting.substitutes import Assignment
 from subfit.model.submodules import Site
@@ -23,5 +25,5 @@ class AtCut(Assignment):
         self.bypass = bypass
 
     def assign(self, sites: list[Site]) -> dict[Site, Substitute]:
-        layers, nothing = {site.layer for site in sites}, Identity()
-        return {site: nothing if site.layer + 1 in layers else self.bypass for site in sites}
+        layers, nothing, bypass = {site.layer for site in sites}, Identity(), copy.copy(self.bypass)
+        return {site: nothing if site.layer + 1 in layers else bypass for site in sites}

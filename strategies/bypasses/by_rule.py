@@ -1,5 +1,6 @@
 """Different bypasses for different sites."""
 
+import copy
 import re
 from fnmatch import fnmatchcase
 
@@ -12,6 +13,8 @@ from subfit.strategies.bypasses.low_rank import LowRank
 
 class ByRule(Assignment):
     """For each site the bypass of the first rule that fits it; the sites of one rule are one group, which may share a basis.
+
+    An object that is given to two rules is two bypasses all the same.
 
     Args:
         rules: bypasses for patterns of site names, such as `ffn.1?`, and for ranges of layers, such as `0-9`, both ends
@@ -31,10 +34,9 @@ class ByRule(Assignment):
         self.default = default
 
     def assign(self, sites: list[Site]) -> dict[Site, Substitute]:
-        return {site: self._of(site) for site in sites}
-
-    def _of(self, site: Site) -> Substitute:
-        return next((bypass for pattern, bypass in self.rules.items() if _fits(pattern, site)), self.default)
+        rules = {pattern: copy.copy(bypass) for pattern, bypass in self.rules.items()}
+        default = copy.copy(self.default)
+        return {site: next((rules[pattern] for pattern in rules if _fits(pattern, site)), default) for site in sites}
 
 
 def _layers(pattern: str) -> tuple[int, int] | None:

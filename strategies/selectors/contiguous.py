@@ -50,11 +50,11 @@ class Contiguous(Selector):
                 raise SubFitError(f"contiguous: no {count} consecutive layers without a protected site")
             return []
         if self.distance == "scores":
-            moved = {first: sum(scores[s] for i in range(count) for s in groups[first + i]) for first in starts}
+            distance_of = {first: sum(scores[s] for i in range(count) for s in groups[first + i]) for first in starts}
         else:
             between = distances(calibration)[self.distance, self.tokens]
-            moved = {first: float(between[first, first + count]) for first in starts}
-        best = min(starts, key=moved.__getitem__)
+            distance_of = {first: float(between[first, first + count]) for first in starts}
+        best = min(starts, key=distance_of.__getitem__)
         return [site for i in range(count) for site in groups[best + i]]
 
 

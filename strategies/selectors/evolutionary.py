@@ -67,11 +67,11 @@ class Evolutionary(Selector):
         generator = Random(self.seed or 0)
         parts = pools(scores, self.unit)
         best = [frozenset(budget.fill(part.ranked(scores), part.kinds)) for part in parts]
-        candidates = Trials.of(calibration, self.bypass, self.windows, self.length)
+        measured = Trials.of(calibration, self.bypass, self.windows, self.length)
         for _ in range(self.generations):
             tried = [best] + [self._mutated(best, parts, budget, generator) for _ in range(self.offspring)]
             trials = [[site for chosen in selection for group in chosen for site in group] for selection in tried]
-            costs = candidates.costs((), trials, self.measure)
+            costs = measured.costs((), trials, self.measure)
             best = tried[costs.index(min(costs))]
         return [site for chosen in best for group in chosen for site in group]
 

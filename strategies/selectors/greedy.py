@@ -67,9 +67,9 @@ class Greedy(Selector):
         for step in range(1, rounds + 1):
             if step > 1:
                 rest = [group for group in tried if group not in chosen]
-                candidates = Trials.of(calibration, self.bypass, self.windows, self.length)
+                trials = Trials.of(calibration, self.bypass, self.windows, self.length)
                 taken = [site for group in chosen for site in group]
-                costs = dict(zip(rest, candidates.costs(taken, rest, self.measure), strict=True))
+                costs = dict(zip(rest, trials.costs(taken, rest, self.measure), strict=True))
             kept, chosen = chosen, []
             for part in parts:
                 before = [group for group in kept if group in part.groups]

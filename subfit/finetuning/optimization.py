@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from subfit.finetuning.settings import FineTuning
-from subfit.parsing import instantiate, parse_value
+from subfit.options.signatures import instantiate, parse_value
 
 ADAMW = "torch.optim.AdamW"
 

@@ -14,7 +14,7 @@ from subfit.finetuning.lora import check_layers
 from subfit.finetuning.losses import find_loss
 from subfit.finetuning.optimization import lr_scheduler_callable, optimizer_callable
 from subfit.finetuning.settings import OWNED, FineTuning
-from subfit.parsing import instantiate, parse_value
+from subfit.options.signatures import instantiate, parse_value
 
 
 def check_settings(settings: FineTuning, model: nn.Module | None = None) -> None:

@@ -126,7 +126,7 @@ def _latency(calibration: Calibration) -> Costs:
     """Sites of one kind and size have one latency, the median over all of them and several passes."""
     batch = calibration.tokens[: calibration.batch_size].to(calibration.device)
     began: dict[Site, float] = {}
-    took: dict[tuple, list[float]] = defaultdict(list)
+    took: dict[tuple[Kind, int], list[float]] = defaultdict(list)
 
     def now() -> float:
         if calibration.device.type == "cuda":

@@ -40,7 +40,7 @@ class Trials:
 
     @classmethod
     def of(cls, calibration: Calibration, bypass: Bypass, windows: int, length: int) -> "Trials":
-        """Returns these candidates, fitted on first use: a scorer and a selector that ask for the same share them.
+        """Returns these trials, fitted on first use: a scorer and a selector that ask for the same share them.
 
         Only the latest are kept, as they hold the logits of the reference.
         """
@@ -102,6 +102,6 @@ class Trials:
 
 def trial_costs(calibration: Calibration, bypass: Bypass, windows: int, length: int, measure: str) -> dict[Site, float]:
     """Returns what it costs to bypass each site alone; see `Trials`."""
-    candidates = Trials.of(calibration, bypass, windows, length)
-    costs = candidates.costs((), [[site] for site in calibration.sites], measure)
+    trials = Trials.of(calibration, bypass, windows, length)
+    costs = trials.costs((), [[site] for site in calibration.sites], measure)
     return dict(zip(calibration.sites, costs, strict=True))

@@ -178,7 +178,8 @@ def check_replaceable(model: Any) -> None:
     """Raises SubFitError if a compressed version of `model` could not be saved and loaded again."""
     if hasattr(model.config, "subfit"):
         raise SubFitError("this model is compressed already; give the dense one")
-    if MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None) is not type(model):
+    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+    if known is not type(model):
         raise SubFitError(f"{type(model).__name__} is not a causal language model that AutoModelForCausalLM loads")
 
 

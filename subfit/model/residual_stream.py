@@ -54,7 +54,7 @@ class ResidualStream:
         self._root, self.layers = decoder_layers(model)
         self.position = 0
         self.batches = [slice(i, min(i + batch_size, len(tokens))) for i in range(0, len(tokens), batch_size)]
-        self._arguments: dict[int, list[tuple[tuple, dict[str, Any]]]] = {}
+        self._arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
         with self._standing_in([_PassThrough(layer) for layer in self.layers]) as recorders:
             for batch in self.batches:
                 model.base_model(self.tokens[batch], use_cache=False)  # without the head

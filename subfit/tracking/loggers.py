@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from subfit.errors import SubFitError
 from subfit.model.processes import is_rank_zero
-from subfit.parsing import instantiate, parse_value
+from subfit.options.signatures import instantiate, parse_value
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

@@ -36,7 +36,7 @@ def test_every_preset_compresses_a_model_as_far_as_it_says(path):
         assert result.model(tiny_tokens(2)).logits.isfinite().all()
 
 
-def test_there_is_one_for_every_neighbour():
+def test_there_is_one_for_every_related_method():
     names = {path.stem for path in (EXPERIMENTS / "baselines").glob("*.yaml")}
     deletion = {"shortgpt", "uidl", "llm_drop", "sleb", "blockpruner", "evopress"}
     assert deletion | {"replaceme", "replaceme_cosine", "llm_streamline", "linearpatch", "nbl", "puzzle"} <= names

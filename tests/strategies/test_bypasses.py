@@ -141,11 +141,11 @@ def test_degenerate_data_give_finite_maps(name, data):
         ("at_cut", {"bypass": "low_rnk"}, "did you mean 'low_rank'"),
         ("by_rule", {"rules": {"3-1": "mean"}}, "range of layers 3-1 is empty"),
         ("by_rule", {"rules": {"1-3": "mea"}}, "did you mean 'mean'"),
-        ("allocated_low_rank", {"by": "size"}, "by 'size'; use share or variance"),
-        ("mlp", {"activation": "relu"}, "unknown activation 'relu'.*use swiglu or gelu"),
+        ("allocated_low_rank", {"by": "size"}, "is 'size'; it must be share or variance"),
+        ("mlp", {"activation": "relu"}, "is 'relu'; it must be swiglu or gelu"),
         ("mlp", {"activation": "gelu", "hidden": 7}, "hidden is 7; .*even for gelu"),
         ("mlp", {"steps": -1}, "steps is -1"),
-        ("replace_me", {"loss": "l1"}, "unknown loss 'l1'.*use squared or cosine"),
+        ("replace_me", {"loss": "l1"}, "is 'l1'; it must be squared or cosine"),
     ],
 )
 def test_bad_options_are_one_clear_error(name, options, message):
