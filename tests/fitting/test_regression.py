@@ -99,7 +99,7 @@ def test_reduced_rank_of_rank_deficient_data_is_filled_with_zeros():
 
 
 @pytest.mark.real
-def test_a_site_of_width_4096_is_fitted_in_half_a_minute_to_working_precision(all_cores):
+def test_a_site_of_width_4096_is_fitted_to_working_precision_at_the_cost_of_few_eigendecompositions(all_cores):
     """Its outputs span an invariant subspace of the whitened map's Gram matrix, and no direction that is left gains more."""
     width, rank, ridge = 4096, 512, 0.05
     generator = torch.Generator().manual_seed(0)
@@ -109,17 +109,19 @@ def test_a_site_of_width_4096_is_fitted_in_half_a_minute_to_working_precision(al
     start = time.thread_time()  # of this thread, which works all the time: not what other work on the machine adds
     a, b = regression.reduced_rank(c, rank, ridge)
     seconds = time.thread_time() - start
+    torch.linalg.eigh(c.xx)
+    one = time.thread_time() - start - seconds
     gram = c.xy.T @ torch.linalg.solve(regression.ridged(c.xx, ridge), c.xy)
     moved = gram @ b.T
     gains = b @ moved
     error = (moved - b.T @ gains).norm() / moved.norm()
-    print(f"width {width}, rank {rank}: {seconds:.0f} s, relative error of the subspace {error:.0e}")
+    print(f"width {width}, rank {rank}: {seconds:.0f} s, {seconds / one:.1f} eigendecompositions, relative error of the subspace {error:.0e}")
     rest = torch.randn(width, 1, generator=generator, dtype=torch.float64)
     for _ in range(50):
         rest = torch.nn.functional.normalize(rest - b.T @ (b @ rest), dim=0)
         rest = gram @ rest
     assert rest.norm() <= gains.diagonal().min() * (1 + 1e-9)
-    assert error < 1e-9 and seconds < 30
+    assert error < 1e-9 and seconds < 4 * one
 
 
 def test_a_shared_basis_reaches_the_loss_of_joint_reduced_rank_regression():
