@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from subfit import config
-from subfit.config import read_mapping
+from subfit.config import OPTIONS
 from subfit.errors import SubFitError
-from subfit.options.sources import presets
+from subfit.options.sources import read_source
 
-OPTIONS = frozenset(config.OPTIONS) - {"output"}
+CELL_OPTIONS = frozenset(OPTIONS) - {"output"}
 
 Values = dict[str, Any]
 
@@ -38,7 +37,7 @@ def combinations(path: str, content: dict[str, Any]) -> Iterator[Values]:
             yield chosen
 
 
-def sources(path: str, content: dict[str, Any], chosen: Values) -> list[Values]:
+def cell_sources(path: str, content: dict[str, Any], chosen: Values) -> list[Values]:
     """Returns the options that a cell's values set, of which the later win; options that follow each other are one source.
 
     Raises:
@@ -55,16 +54,11 @@ def sources(path: str, content: dict[str, Any], chosen: Values) -> list[Values]:
         elif key == "config":
             options = {"config": value}
         else:
-            raise SubFitError(f"{path}: unknown option {key!r}; options are {', '.join(sorted(OPTIONS))}")
+            raise SubFitError(f"{path}: unknown option {key!r}; options are {', '.join(sorted(CELL_OPTIONS))}")
         found, together = [*found, together], {}
-        found += [read_source(path, options["config"])] if "config" in options else []
+        found += [read_source(options["config"], Path(path).parent)] if "config" in options else []
         found.append({name: option for name, option in options.items() if name != "config"})
     return [*found, together]
-
-
-def read_source(path: str, name: str) -> Values:
-    """Returns the options in a preset, or in a file beside the grid."""
-    return read_mapping(str(presets().get(name, Path(path).parent / name)))
 
 
 def _axes(path: str, content: dict[str, Any], key: str) -> dict[str, list[Any]]:
@@ -91,4 +85,4 @@ def _rules(path: str, content: dict[str, Any], axes: list[str]) -> list[Values]:
 
 
 def _is_option(name: str) -> bool:
-    return name.partition(".")[0] in OPTIONS
+    return name.partition(".")[0] in CELL_OPTIONS

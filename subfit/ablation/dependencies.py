@@ -27,6 +27,7 @@ from subfit import registry
 from subfit.ablation.plugin_files import files_of
 from subfit.calibration.settings import Data
 from subfit.config import Options
+from subfit.model.digests import tensor_bytes
 from subfit.model.loading import files_of_model
 from subfit.scorer import Scorer
 
@@ -55,8 +56,8 @@ def calibration_digest(model: Any, tokens: Tensor, batch_size: int) -> str:
     config = {**model.config.to_dict(), "_name_or_path": None, "attention": model.config._attn_implementation}
     settings = [batch_size, list(tokens.shape), str(model.device.type), config]
     settings += [torch.__version__, transformers.__version__, version("subfit")]
-    pieces = [json.dumps(settings, sort_keys=True, default=str).encode(), _bytes(tokens)]
-    weights = (piece for value in model.state_dict().values() for piece in (str(value.dtype).encode(), _bytes(value)))
+    pieces = [json.dumps(settings, sort_keys=True, default=str).encode(), tensor_bytes(tokens)]
+    weights = (piece for value in model.state_dict().values() for piece in (str(value.dtype).encode(), tensor_bytes(value)))
     return digest([*pieces, *(path.read_bytes() for path in _sources())], weights)
 
 
@@ -96,7 +97,3 @@ def _sources() -> Iterator[Path]:
     """The code of this package, its strategies included."""
     for folder in (Path(__file__).parents[1], *map(Path, import_module("subfit.strategies").__path__)):
         yield from sorted(folder.rglob("*.py"))
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1, 1).view(torch.uint8).numpy().tobytes()

@@ -35,7 +35,7 @@ class Calibration:
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self.sites = find_sites(model)
-        self.memory: dict[Any, Any] = {}  # what strategies computed and others may need, such as `Candidates`
+        self.memory: dict[Any, Any] = {}  # what strategies computed and others may need, such as `Trials`
 
     def some(self, windows: int, length: int) -> Tensor:
         """Returns evenly spaced windows of the tokens, as many as asked for or all, each cut to its first `length` tokens.

@@ -26,7 +26,7 @@ def is_rank_zero() -> bool:
 def init_process_group(device: torch.device) -> None:
     """From here on, the processes that torchrun has started work together, if it has started several.
 
-    What is summed over tokens, by metrics of torchmetrics and by `total`, is then summed over all of them.
+    What is summed over tokens, by metrics of torchmetrics and by `all_reduce_sum`, is then summed over all of them.
     """
     if distributed.is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1" and not distributed.is_initialized():
         if device.type == "cuda":

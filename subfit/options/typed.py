@@ -1,7 +1,6 @@
 """Values from plain data, by the types that annotations give: one set of rules for Python, files and the command line."""
 
 import dataclasses
-import difflib
 import inspect
 import os
 import types
@@ -12,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, did_you_mean
 from subfit.options import declarations
 from subfit.options.sources import Text, parse
 from subfit.strategy import Strategy
@@ -91,8 +90,7 @@ def check_known(given: Iterable[str], known: Iterable[str], place: str = "") -> 
     known = list(known)
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(str(name), known)
             before = f"{place}: " if place else ""
             raise SubFitError(f"{before}unknown option {name!r}; {hint}options are {', '.join(known) or 'none'}")
 

@@ -1,7 +1,6 @@
 """What a finished compression gives each of Lightning's loggers: measurements, and what it can show of the submodules."""
 
 import csv
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from matplotlib.image import imread
 
+from subfit.tracking.atomic import whole_file
 from subfit.tracking.plots import draw_scores
 from subfit.tracking.records import SITES, flat, sites
 
@@ -42,10 +42,8 @@ def measurements(record: dict[str, Any]) -> dict[str, float]:
 
 def _write_table(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([SITES, *sites(record)])
-    partial.replace(path)
 
 
 def _log_tensorboard(writer: Any, record: dict[str, Any]) -> None:
