@@ -27,7 +27,7 @@ def where(strategy: Any, method: str | None = None) -> str:
 
 @contextmanager
 def attribute_errors_to(strategy: Any) -> Iterator[None]:
-    """Within the context, an error in a plug-in's own code becomes one line that says where it is."""
+    """Within the context, an error raised in a plug-in's own code becomes a user error that names the file and the line."""
     try:
         yield
     except SubFitError:

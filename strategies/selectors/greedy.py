@@ -23,8 +23,7 @@ class Greedy(Selector):
     Args:
         rounds: number of rounds, among which the budget is divided; `each` lets every choice be a round.
         pool: how many units are tried, as a multiple of those that the budget takes by score alone.
-        bypass: what stands in a site's place on trial; `identity`
-            drops it.
+        bypass: what stands in a site's place on trial; `identity` drops it.
         unit: `submodule` takes each type's sites independently, `layer` both of a layer at once.
         measure: the cost of a trial: `kl`, the divergence from the dense model, or `loss`, that of the next token.
         windows: number of calibration windows to measure on.

@@ -1,13 +1,13 @@
-"""What a row and what cached scores depend on, beside the options, and when they count no more.
+"""What rows and cached scores depend on besides the options, and when they are out of date.
 
 **A row counts as done** for a cell if it was run with the cell's options and all of this is as it is now: the versions of
 torch and transformers; the model's files (of large ones the beginning and the end); the files
 of the strategies, with nested ones, base classes and what they import from their folder; the texts and the tasks. All of
 that is known before the model is loaded. A row that does not say what it depends on, as those of format 1, does not count.
-The code of `subfit` itself is recorded (`commit`) and not compared: after a repair, an ablation goes on where it was.
+The code of `subfit` itself is recorded (`commit`), but not compared: after a bug fix, an ablation goes on where it was.
 
-**Scores and moments** are cached under a digest of all that they can depend on, the code of `subfit` included: what is not
-found there is only computed again. See `calibration_digest` and `scores_name`.
+**Scores and moments** are cached under a digest of all that they can depend on, the code of `subfit` included: a miss only
+costs time. See `calibration_digest` and `scores_name`.
 """
 
 import hashlib

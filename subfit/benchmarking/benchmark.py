@@ -9,14 +9,15 @@ from typing import Any
 from subfit import registry
 from subfit.benchmarking.compression_cost import compression_costs
 from subfit.benchmarking.random_weights import random_models
-from subfit.benchmarking.speed import Workload, check_comparable, compare_speed, setting
+from subfit.benchmarking.speed import compare_speed, setting
+from subfit.benchmarking.workload import Workload, check_comparable
 from subfit.bypass import Substitute
 from subfit.config import DEFAULTS, resolve
 from subfit.errors import SubFitError
 from subfit.model import checkpoint
 from subfit.model.loading import load
 from subfit.model.sizes import footprint
-from subfit.options.typed import arguments, check_known, typed
+from subfit.options.typed import check_known, typed, typed_arguments
 from subfit.tracking.plots import draw_speed
 
 
@@ -53,7 +54,7 @@ def benchmark(
         `compression_cost` returns it for each number of calibration windows.
 
     Raises:
-        SubFitError: if something is wrong that the user can mend.
+        SubFitError: if an argument, the model or the data cannot be used; the message says why.
     """
     workload = workload or Workload()
     if output is not None:
@@ -98,4 +99,4 @@ def benchmark_from(given: Mapping[str, Any]) -> dict[str, Any]:
     check_known(given, [*others, *timed])
     workload = typed(Workload, {name: value for name, value in given.items() if name in timed}, "", registry.made)
     rest = {name: value for name, value in given.items() if name not in timed}
-    return benchmark(workload=workload, **arguments(benchmark, rest, "", registry.made))
+    return benchmark(workload=workload, **typed_arguments(benchmark, rest, "", registry.made))

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 Seconds = dict[str, list[float]]
 
 
-def timed(run: Callable[[], Any], device: torch.device) -> float:
+def seconds_of(run: Callable[[], Any], device: torch.device) -> float:
     """Returns the seconds that `run` takes; on a GPU, between two events on its stream."""
     if device.type != "cuda":
         start = time.perf_counter()

@@ -8,7 +8,7 @@ from typing import Any
 from subfit.calibration.settings import Data, EvaluationData, evaluation_seed
 from subfit.errors import SubFitError
 from subfit.evaluation import lm_eval_harness as harness
-from subfit.evaluation.accuracy import Scores, average, describe
+from subfit.evaluation.accuracy import TaskScores, average, describe_scores
 from subfit.evaluation.divergence import logits_of
 from subfit.evaluation.perplexity import measure, read_windows
 from subfit.evaluation.tasks import Task, read_task
@@ -50,11 +50,11 @@ def evaluate(
 
     Returns:
         `model`, `reference`, `calibration` (the tokens that a compressed model was calibrated on, where its folder says so),
-        `texts` (`perplexity.measure` and `in_domain` by name), `tasks` (`accuracy.describe` by name), `tasks_mean`
+        `texts` (`perplexity.measure` and `in_domain` by name), `tasks` (`accuracy.describe_scores` by name), `tasks_mean`
         (`accuracy.average`), `parameters` and `kv_bytes_per_token`. What was measured on a single text is at the top, too.
 
     Raises:
-        SubFitError: if something is wrong that the user can mend.
+        SubFitError: if an argument, the model or the data cannot be used; the message says why.
     """
     texts = _texts(data, in_domain, bool(tasks))
     local, named = _tasks(tasks, limit)
@@ -76,13 +76,13 @@ def evaluate(
     if len(texts) == 1:
         result |= found
 
-    def scores(scored: Any) -> list[Scores]:
+    def scores(scored: Any) -> list[TaskScores]:
         own = [score_task(scored, tokenizer, task, batch_size * SEQUENCE) for task in local]
         return own + (harness.score_names(scored, tokenizer, named, manager, limit, batch_size) if named else [])
 
     own = scores(subject)
     others = scores(dense) if dense is not None else [None] * len(own)
-    result["tasks"] = {score.name: describe(score, other) for score, other in zip(own, others, strict=True)}
+    result["tasks"] = {score.name: describe_scores(score, other) for score, other in zip(own, others, strict=True)}
     result["tasks_mean"] = average(list(result["tasks"].values())) if own else None
     result["parameters"] = sum(p.numel() for p in subject.parameters())
     result["kv_bytes_per_token"] = sum(kv_bytes_per_token(subject))

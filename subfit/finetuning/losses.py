@@ -61,7 +61,7 @@ class Batch:
         return mean_over_tokens(self.model, self.student, self.teacher, self.tokens, [loss], [1.0])[0]
 
 
-Loss = Callable[[Batch], Tensor]
+BatchLoss = Callable[[Batch], Tensor]
 
 
 def kl_divergence(q: Tensor, p: Tensor, following: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def _relative_error(stream: Tensor, goal: Tensor) -> Tensor:
     return ((stream - goal).square().mean((1, 2)) / goal.square().mean((1, 2))).mean()
 
 
-def find_loss(name: str) -> Loss:
+def find_loss(name: str) -> BatchLoss:
     """Returns the loss that a dotted path, or `file.py:function`, stands for.
 
     Raises:
@@ -118,7 +118,7 @@ def find_loss(name: str) -> Loss:
         place, _, function = name.rpartition(".")
     try:
         module = module_of(Path(place)) if found else import_module(place)
-        loss: Loss = getattr(module, function)
+        loss: BatchLoss = getattr(module, function)
     except Exception as error:  # whatever the imported code raises
         reason = f"{type(error).__name__}: {error}"
         raise SubFitError(f"finetune.losses: {name} is no function that can be imported ({reason})") from error

@@ -1,4 +1,4 @@
-"""What it would cost to replace sites: the loss, and the KL divergence from the dense model, with bypasses in place."""
+"""The loss, and the KL divergence from the dense model, with bypasses in the places of some sites on trial."""
 
 from collections.abc import Collection, Iterable
 
@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 
 from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration
-from subfit.evaluation.divergence import divergence, next_token_loss
+from subfit.evaluation.divergence import divergence_sum, next_token_loss_sum
 from subfit.fitting.one_shot import fit_one_shot
 from subfit.fitting.substitutes import Plan
 from subfit.model.residual_stream import ResidualStream
@@ -17,8 +17,8 @@ from subfit.model.submodules import Site
 class Trials:
     """A bypass for every site, fitted on the dense stream, which can be tried in any combination.
 
-    A trial resumes from the stream that enters the candidate's layer: the layers before it are run once for all trials. What
-    was tried once is remembered, for the same search within another budget.
+    A trial resumes from the stream that enters the first layer of its sites: the layers before it are run once for all
+    trials. Results are remembered, for the same search within another budget.
 
     Args:
         calibration: the model and its calibration tokens, all of which are fitted on.
@@ -32,8 +32,8 @@ class Trials:
         self.calibration = calibration
         plan: Plan = dict.fromkeys(calibration.sites, bypass)
         self.replacements = {replacement.site: replacement for replacement in fit_one_shot(calibration, plan)}
-        self.tokens = calibration.some(windows, length)
-        stream = self._finish(self._start())
+        self.tokens = calibration.subset(windows, length)
+        stream = self._run_to_end(self._start())
         with torch.no_grad():
             self._reference = [stream.logits(batch) for batch in stream.batches]
         self._known: dict[tuple[str, frozenset[Site]], float] = {}  # by the measure and all sites that were bypassed
@@ -54,7 +54,7 @@ class Trials:
     def costs(
         self, chosen: Collection[Site], pool: Iterable[Collection[Site]], measure: str = "kl", show: bool = True
     ) -> list[float]:
-        """Returns what it costs to bypass the `chosen` sites and one group of the `pool` together, for each group.
+        """Returns the loss or the divergence with the `chosen` sites and one group of the `pool` bypassed, for each group.
 
         Args:
             chosen: sites that are bypassed in every trial.
@@ -74,7 +74,7 @@ class Trials:
                     stream.step()
                 for replacement in added[trial]:
                     replacement.on()
-                self._known[trial] = self._measure(self._finish(stream.fork()), measure)
+                self._known[trial] = self._measure(self._run_to_end(stream.fork()), measure)
                 for replacement in added[trial]:
                     replacement.off()
             return [self._known[trial] for trial in wanted]
@@ -85,7 +85,7 @@ class Trials:
     def _start(self) -> ResidualStream:
         return ResidualStream(self.calibration.model, self.tokens, self.calibration.batch_size)
 
-    def _finish(self, stream: ResidualStream) -> ResidualStream:
+    def _run_to_end(self, stream: ResidualStream) -> ResidualStream:
         while stream.position < len(stream.layers):
             stream.step()
         return stream
@@ -95,13 +95,13 @@ class Trials:
         for batch, reference in zip(stream.batches, self._reference, strict=True):
             logits = stream.logits(batch)
             total += float(
-                divergence(logits, reference) if measure == "kl" else next_token_loss(logits, stream.tokens[batch])
+                divergence_sum(logits, reference) if measure == "kl" else next_token_loss_sum(logits, stream.tokens[batch])
             )
         return total / self.tokens[:, 1:].numel()
 
 
 def trial_costs(calibration: Calibration, bypass: Bypass, windows: int, length: int, measure: str) -> dict[Site, float]:
-    """Returns what it costs to bypass each site alone; see `Trials`."""
+    """Returns the loss or the divergence with each site alone bypassed; see `Trials.costs`."""
     trials = Trials.of(calibration, bypass, windows, length)
     costs = trials.costs((), [[site] for site in calibration.sites], measure)
     return dict(zip(calibration.sites, costs, strict=True))

@@ -11,7 +11,7 @@ from subfit.errors import SubFitError, did_you_mean, where
 from subfit.options.declarations import file_of
 from subfit.options.importing import module_of
 from subfit.registry import plugins
-from subfit.registry.declared import Entry, declared, entries_of
+from subfit.registry.declared import Entry, declared_strategies, entries_of
 
 INTERFACES = {
     "scorers": "subfit.scorer.Scorer",
@@ -34,7 +34,7 @@ def add_plugin(path: str) -> None:
     """Makes the strategies of a `.py` file known by the file's name, and, where it holds several, `name:Class`.
 
     Raises:
-        SubFitError: if it cannot be imported, as far as its source tells, or holds no strategy.
+        SubFitError: if it cannot be imported, as far as its source shows, or holds no strategy.
     """
     file = Path(path)
     found = [entry for kind in INTERFACES for entry in _entries_of_plugin(kind, file)]
@@ -79,13 +79,13 @@ def find(kind: str, name: str) -> type:
 
 def name_of(found: type) -> str:
     """Returns the name by which any process finds a strategy class."""
-    file = plugins.file_of(found)
+    file = plugins.plugin_file_of(found)
     if file is not None:
         return f"{file}:{found.__name__}"
     package, _, stem = found.__module__.rpartition(".")
     if not package.startswith("subfit.strategies."):
         return f"{found.__module__}.{found.__qualname__}"
-    beside = declared(Path(inspect.getfile(found)), INTERFACES[package.rpartition(".")[2]])
+    beside = declared_strategies(Path(inspect.getfile(found)), INTERFACES[package.rpartition(".")[2]])
     return f"{stem}:{found.__name__}" if len(beside) > 1 else stem
 
 
@@ -110,11 +110,11 @@ def _own_files(kind: str) -> list[Path]:
 
 
 def _entries_of_plugin(kind: str, path: Path) -> list[Entry]:
-    """The strategies of a kind that a plug-in file holds; it is imported if its source alone does not tell."""
+    """The strategies of a kind that a plug-in file holds; it is imported if its source alone does not show them."""
     if not path.is_file():
         raise SubFitError(f"plug-in file {path} does not exist")
     found = entries_of(path, INTERFACES[kind], path.stem)
-    if not found and not any(declared(path, other) for other in INTERFACES.values()):
+    if not found and not any(declared_strategies(path, other) for other in INTERFACES.values()):
         found = [Entry(path.stem) for _ in _defined(kind, module_of(path))]
     return found
 

@@ -1,4 +1,4 @@
-"""What a plug-in file has to do with a class, and what is said of one that cannot be imported."""
+"""The plug-in file of a class, and user errors for code that cannot be imported."""
 
 import sys
 import traceback
@@ -17,7 +17,7 @@ FINDERS = (
 T = TypeVar("T")
 
 
-def file_of(found: type) -> str | None:
+def plugin_file_of(found: type) -> str | None:
     """Returns the plug-in file that a class is from, None if it is from none."""
     return sys.modules[found.__module__].__file__ if found.__module__.startswith(importing.PREFIX) else None
 

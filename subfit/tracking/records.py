@@ -28,7 +28,7 @@ def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def sites(record: dict[str, Any]) -> Sequence[tuple[Any, ...]]:
+def site_rows(record: dict[str, Any]) -> Sequence[tuple[Any, ...]]:
     """Returns what a record says of each site: a row with the columns `SITES`."""
     explained = record["explained_variance"]
     rows = []

@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from subfit import SubFitError
 from subfit.benchmarking.compression_cost import compression_cost
 from subfit.benchmarking.random_weights import random_models
-from subfit.benchmarking.speed import Workload, check_comparable, compare_speed
+from subfit.benchmarking.speed import compare_speed
 from subfit.benchmarking.timing import interleave, speed_up
+from subfit.benchmarking.workload import Workload, check_comparable
 from subfit.cli.main import main
 from subfit.fitting.costs import count_flops
 from subfit.model.sizes import cache_bytes, footprint, peak_bytes, step_bytes, weight_bytes
