@@ -17,7 +17,7 @@ from subfit.fitting.budget import Budget
 from subfit.fitting.costs import flops_per_token
 from subfit.fitting.one_shot import fit_one_shot
 from subfit.fitting.sequential import fit_sequential
-from subfit.fitting.substitutes import plan_of
+from subfit.fitting.substitutes import Plan, plan_of
 from subfit.model.finalizing import check_replaceable, finalize
 from subfit.model.portable_code import portable_source
 from subfit.model.processes import broadcast, init_process_group
@@ -112,12 +112,7 @@ def fit_recipe(
         selected = selector.select({site: scores[site] for site in eligible}, budget, calibration)
         selected = broadcast(_check_selection(selected, eligible, selector))
     with timed(seconds, "fit"):
-        plan = plan_of(selected, substitutes)
-        replacements: Sequence[Replacement]
-        if recipe.fitting == "one_shot":
-            replacements = fit_one_shot(calibration, plan)
-        else:
-            replacements = fit_sequential(calibration, plan, recipe.target, recipe.correction)
+        replacements = _fit(calibration, plan_of(selected, substitutes), recipe)
     for replacement in replacements:
         replacement.on()
     return [*replacements], {
@@ -126,6 +121,12 @@ def fit_recipe(
         "explained_variance": {r.site.name: r.explained for r in replacements},
         "seconds": seconds,
     }
+
+
+def _fit(calibration: Calibration, plan: Plan, recipe: Recipe) -> Sequence[Replacement]:
+    if recipe.fitting == "one_shot":
+        return fit_one_shot(calibration, plan)
+    return fit_sequential(calibration, plan, recipe.target, recipe.correction)
 
 
 def tune(calibration: Calibration, switches: list[Switch], recipe: Recipe, record: dict[str, Any], log: Log) -> None:

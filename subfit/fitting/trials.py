@@ -10,6 +10,7 @@ from subfit.calibration.capture import Calibration
 from subfit.evaluation.divergence import divergence_sum, next_token_loss_sum
 from subfit.fitting.one_shot import fit_one_shot
 from subfit.fitting.substitutes import Plan
+from subfit.model.replacing import BypassReplacement
 from subfit.model.residual_stream import ResidualStream
 from subfit.model.submodules import Site
 
@@ -63,8 +64,8 @@ class Trials:
             show: whether to show a progress bar.
         """
         wanted = [(measure, frozenset((*chosen, *group))) for group in pool]
-        added = {trial: [self.replacements[s] for s in trial[1].difference(chosen)] for trial in wanted}
-        first = {trial: min((r.site.layer for r in added[trial]), default=0) for trial in added if trial not in self._known}
+        added = {t: [self.replacements[s] for s in t[1].difference(chosen)] for t in wanted if t not in self._known}
+        first = {trial: min((r.site.layer for r in replacements), default=0) for trial, replacements in added.items()}
         for site in chosen:
             self.replacements[site].on()
         try:
@@ -72,15 +73,20 @@ class Trials:
             for trial in tqdm(sorted(first, key=first.__getitem__), desc="try", unit="trial", disable=not show or not first):
                 while stream.position < first[trial]:
                     stream.step()
-                for replacement in added[trial]:
-                    replacement.on()
-                self._known[trial] = self._measure(self._run_to_end(stream.fork()), measure)
-                for replacement in added[trial]:
-                    replacement.off()
-            return [self._known[trial] for trial in wanted]
+                self._known[trial] = self._try(added[trial], stream, measure)
         finally:
             for replacement in self.replacements.values():
                 replacement.off()
+        return [self._known[trial] for trial in wanted]
+
+    def _try(self, replacements: list[BypassReplacement], stream: ResidualStream, measure: str) -> float:
+        """The measure with some further replacements on, from a stream that none of them has changed yet."""
+        for replacement in replacements:
+            replacement.on()
+        found = self._measure(self._run_to_end(stream.fork()), measure)
+        for replacement in replacements:
+            replacement.off()
+        return found
 
     def _start(self) -> ResidualStream:
         return ResidualStream(self.calibration.model, self.tokens, self.calibration.batch_size)
