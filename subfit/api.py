@@ -127,6 +127,9 @@ def run(options: Options, loaded: tuple[Any, Any] | None = None) -> Compression:
     Args:
         options: see `config.resolve`.
         loaded: the model and its tokenizer, if they are loaded already.
+
+    Raises:
+        SubFitError: if the options, the model or the data cannot be used.
     """
     if options.output is not None:
         checkpoint.check_free(options.output)
@@ -167,7 +170,11 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
 
 
 def model_of(options: Options) -> tuple[Any, Any]:
-    """The dense model of a run, and its tokenizer."""
+    """Returns the dense model of a run, and its tokenizer.
+
+    Raises:
+        SubFitError: if the model has no name, or cannot be loaded.
+    """
     if options.model is None:
         raise SubFitError("model is null: the configuration is that of a loaded model without a name; give the model")
     if not options.fsdp:
@@ -180,7 +187,11 @@ def model_of(options: Options) -> tuple[Any, Any]:
 
 
 def tokens_of(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """The calibration and the evaluation windows of a run."""
+    """Returns the calibration and the evaluation tokens of a run, (windows, length) each.
+
+    Raises:
+        SubFitError: if a source cannot be read, or holds too few tokens.
+    """
     own, wanted = options.evaluation, options.evaluation.windows
     held_out = wanted > 0 and not (own.source or own.path or own.dataset)
     tokens, rest = read_tokens(options.calibration, model, tokenizer, options.seed, wanted if held_out else 0)

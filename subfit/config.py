@@ -38,7 +38,7 @@ DEFAULTS: dict[str, Any] = {  # of the options whose values are objects
     "calibration": {},
     "evaluation": {},
 }
-SAME = "attention_bypass"  # as the `ffn_bypass`: the very bypass of the Attentions, so that all sites are one group
+SAME = "attention_bypass"  # value of `ffn_bypass`: the same object for both types, so that all sites are one group
 
 
 @dataclass(kw_only=True)

@@ -52,7 +52,7 @@ def compression_cost(model: Any, tokens: Tensor, recipe: Recipe, batch_size: int
 
     device = next(model.parameters()).device
     forward = _forward(model, tokens.to(device), batch_size)
-    forward(1)  # what is loaded or chosen once
+    forward(1)  # warm-up
     seconds = {"forward": seconds_of(partial(forward, len(tokens)), device)}
     whole = seconds_of(compress, device)
     seconds |= stages

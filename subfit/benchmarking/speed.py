@@ -1,4 +1,4 @@
-"""How much faster a compressed model is than its dense one, beside what the arithmetic and the bytes it saves allow."""
+"""Measures the speed-up of a compressed model, beside the ideal one by its FLOPs or its bytes."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping

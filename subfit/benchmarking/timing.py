@@ -1,4 +1,4 @@
-"""Times two things side by side, so that what disturbs a machine disturbs both alike."""
+"""Times two models in turns, so that disturbances of the machine affect both equally."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -48,6 +48,7 @@ def interleave(measures: Mapping[str, Callable[[], float]], repeats: int, warmup
 
 
 def medians(seconds: Seconds) -> dict[str, float]:
+    """Returns the median of the seconds of each measurement, by name."""
     return {name: median(values) for name, values in seconds.items()}
 
 

@@ -1,4 +1,4 @@
-"""Tensors kept in a folder, for what is too much for memory or may be needed again."""
+"""Tensors kept in files: those that are too large for memory, or that later runs need."""
 
 import hashlib
 from pathlib import Path

@@ -57,7 +57,7 @@ def read_tokens(data: Data, model: Any, tokenizer: Any, seed: int, held_out: int
 def sample(model: Any, tokenizer: Any, count: int, length: int, seed: int) -> Tensor:
     """Samples windows from the model's own distribution, each from the begin-of-text token; (count, length).
 
-    Data-free calibration (as LLM-QAT, arXiv 2305.17888): what the model says of its own accord covers what it knows.
+    Data-free calibration (as LLM-QAT, arXiv 2305.17888): the samples follow the model's own distribution.
     """
     first = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
     if first is None:

@@ -1,4 +1,4 @@
-"""The source of plug-ins' module classes, as a checkpoint carries it: what they need of their file, and nothing else.
+"""The source code of plug-ins' module classes for a checkpoint: the classes, and what they need of their file.
 
 A checkpoint opens where neither the plug-in nor `subfit` is installed. A plug-in file as a whole imports `subfit`; a module
 class in it needs only what its code names: imports, constants, functions, base classes, and what these name in turn.
@@ -19,11 +19,11 @@ from subfit.model import modeling_subfit
 from subfit.model.source_names import SourceNames
 
 OURS = modeling_subfit.__name__
-LIBRARIES = ("torch", "transformers")  # which whoever opens a checkpoint has
+LIBRARIES = ("torch", "transformers")  # installed wherever a checkpoint is opened
 
 
 def portable_source(modules: Iterable[nn.Module]) -> str:
-    """Returns the code to append to `modeling_subfit.py` so that it holds the classes of all these modules; "" if it does.
+    """Returns the code to append to `modeling_subfit.py` so that it defines the classes of these modules; "" if it does.
 
     Args:
         modules: fitted bypasses; the modules in them count, too.

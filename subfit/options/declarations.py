@@ -1,4 +1,4 @@
-"""What source files declare, read without importing them: help and lists do not wait for torch."""
+"""Reads what source files declare without importing them, so that help and lists do not wait for torch."""
 
 import ast
 import inspect

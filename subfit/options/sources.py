@@ -1,4 +1,4 @@
-"""Where options come from: mappings, files and presets; and how several make one."""
+"""Reads options from mappings, files and presets, and merges them."""
 
 import dataclasses
 import re

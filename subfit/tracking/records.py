@@ -1,4 +1,4 @@
-"""A record as tables: nested mappings as one line, what is known of each site as a row."""
+"""A record as tables: one flat line for the whole, and one row for each site."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
