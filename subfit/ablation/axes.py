@@ -22,6 +22,15 @@ def combinations(path: str, content: dict[str, Any]) -> Iterator[Values]:
     """
     axes, together = (_axes(path, content, key) for key in ("axes", "zip"))
     listed = content.get("cells", [])
+    _check_cells(path, axes, together, listed)
+    rules = _rules(path, content, [*axes, *together, *(key for cell in listed for key in cell)])
+    for chosen in [*_products(axes, together), *listed]:
+        if not any(all(chosen.get(key) == value for key, value in rule.items()) for rule in rules):
+            yield chosen
+
+
+def _check_cells(path: str, axes: dict[str, list[Any]], together: dict[str, list[Any]], listed: Any) -> None:
+    """Raises SubFitError if the lists of `zip` differ in length, `cells` is no list of mappings, or there is no cell."""
     if len({len(values) for values in together.values()}) > 1:
         lengths = ", ".join(f"{key} has {len(values)}" for key, values in together.items())
         raise SubFitError(f"{path}: the lists of zip must be of one length; {lengths}")
@@ -29,12 +38,14 @@ def combinations(path: str, content: dict[str, Any]) -> Iterator[Values]:
         raise SubFitError(f"{path}: cells must be a list of mappings of options to values")
     if not (axes or together or listed):
         raise SubFitError(f"{path}: the grid has no cells; give axes, zip or cells")
+
+
+def _products(axes: dict[str, list[Any]], together: dict[str, list[Any]]) -> list[Values]:
+    """Every combination of the values of `axes`, for each row of `zip`; none if both are empty."""
+    if not (axes or together):
+        return []
     rows = [dict(zip(together, row, strict=True)) for row in zip(*together.values(), strict=True)] or [{}]
-    combined = [row | dict(zip(axes, values, strict=True)) for row in rows for values in itertools.product(*axes.values())]
-    rules = _rules(path, content, [*axes, *together, *(key for cell in listed for key in cell)])
-    for chosen in [*(combined if axes or together else []), *listed]:
-        if not any(all(chosen.get(key) == value for key, value in rule.items()) for rule in rules):
-            yield chosen
+    return [row | dict(zip(axes, values, strict=True)) for row in rows for values in itertools.product(*axes.values())]
 
 
 def cell_sources(path: str, content: dict[str, Any], chosen: Values) -> list[Values]:

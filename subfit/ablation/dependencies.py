@@ -77,7 +77,7 @@ def digest(*groups: Iterable[bytes]) -> str:
 
 
 def _digest_of_files(paths: Iterable[Path]) -> str:
-    """The digest of files' contents, in whatever order and folder."""
+    """The digest of files' names and contents; it does not depend on their order and folders."""
     return digest(sorted(_digest_of_file(path, path.stat().st_mtime_ns).encode() for path in set(paths) if path.is_file()))
 
 

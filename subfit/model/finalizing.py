@@ -1,4 +1,4 @@
-"""Makes a model with bypasses in it one that can be saved: what was replaced is gone for good."""
+"""Makes the replacements in a model permanent, so that it can be saved."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def check_replaceable(model: Any) -> None:
 
 
 def finalize(model: Any, switches: Sequence[Switch], sites: list[Site]) -> None:
-    """Makes what was exchanged in a model final, in place: what was replaced is gone, and the model can be saved.
+    """Makes the replacements in a model permanent, in place: the replaced modules are gone, and it can be saved.
 
     Modules that several bypasses share become the model's own (`model.subfit_shared`), `model.config.subfit` describes
     what stands where, and the model gets the class that its checkpoint loads as.
