@@ -1,4 +1,4 @@
-"""What the command line runs, as functions: compress, evaluate, benchmark, load and list."""
+"""What `subfit compress`, `evaluate` and `list` run, as functions; `benchmark` is in `subfit.benchmarking`."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def compress(
         dtype: data type of the weights; `auto` (the default) is the checkpoint's own.
         device: torch device; `auto` (the default) is CUDA where there is one.
         batch_size: windows run at once (8).
-        fsdp: whether torchrun's processes divide the weights of the decoder layers among them (no).
+        fsdp: whether the processes that torchrun started shard the weights of the decoder layers (no).
         logger: where the run is logged, one logger or a list: names, mappings with `class_path`, or objects (`none`).
         log_checkpoint: whether the logger gets the saved model, too (no).
         resume: the `last.ckpt` of an interrupted run, to go on from with its fine-tuning (none).
@@ -107,7 +107,7 @@ def compress(
         The compressed model, its tokenizer, and the record that is also saved as `compression.json`.
 
     Raises:
-        SubFitError: if something is wrong that the user can mend.
+        SubFitError: if an argument, the model or the data cannot be used; the message says why.
     """
     given = {name: value for name, value in locals().items() if name not in ("model", "tokenizer", "config")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -127,6 +127,9 @@ def run(options: Options, loaded: tuple[Any, Any] | None = None) -> Compression:
     Args:
         options: see `config.resolve`.
         loaded: the model and its tokenizer, if they are loaded already.
+
+    Raises:
+        SubFitError: if the options, the model or the data cannot be used.
     """
     if options.output is not None:
         checkpoint.check_free(options.output)
@@ -145,14 +148,14 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
     model, tokenizer = loaded or model_of(options)
     if options.output is not None:
         checkpoint.check_space(options.output, model)
-    at_hand = time.perf_counter()
+    loaded_at = time.perf_counter()
     tokens, held_out = tokens_of(options, model, tokenizer)
-    sampled = time.perf_counter()
+    read_at = time.perf_counter()
     compression = compress_model(
         model, tokens, options.recipe, evaluation=held_out, batch_size=options.batch_size, seed=options.seed, log=log
     )
     compression.tokenizer = tokenizer
-    stages = {"load": at_hand - start, "data": sampled - at_hand}
+    stages = {"load": loaded_at - start, "data": read_at - loaded_at}
     record = compression.record
     record["seconds"] = {name: round(value, 3) for name, value in stages.items()} | record["seconds"]
     record.update(
@@ -167,7 +170,11 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
 
 
 def model_of(options: Options) -> tuple[Any, Any]:
-    """The dense model of a run, and its tokenizer."""
+    """Returns the dense model of a run, and its tokenizer.
+
+    Raises:
+        SubFitError: if the model has no name, or cannot be loaded.
+    """
     if options.model is None:
         raise SubFitError("model is null: the configuration is that of a loaded model without a name; give the model")
     if not options.fsdp:
@@ -180,7 +187,11 @@ def model_of(options: Options) -> tuple[Any, Any]:
 
 
 def tokens_of(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """The calibration and the evaluation windows of a run."""
+    """Returns the calibration and the evaluation tokens of a run, (windows, length) each.
+
+    Raises:
+        SubFitError: if a source cannot be read, or holds too few tokens.
+    """
     own, wanted = options.evaluation, options.evaluation.windows
     held_out = wanted > 0 and not (own.source or own.path or own.dataset)
     tokens, rest = read_tokens(options.calibration, model, tokenizer, options.seed, wanted if held_out else 0)

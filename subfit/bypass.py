@@ -57,6 +57,9 @@ class Substitute(Strategy, ABC):
         """Returns the number of parameters that take the places of these sites together.
 
         Budgets that are net of what is added ask for it before anything is fitted.
+
+        Raises:
+            SubFitError: if the class does not define it.
         """
         name, place = type(self).__name__, where(self)
         raise SubFitError(f"{name} does not tell its size; a net budget needs its parameters() ({place})")
@@ -89,9 +92,9 @@ class Bypass(Substitute):
         return seen.h if self.reads == "stream" else seen.x
 
     def fit_shared(self, sites: list[Site], statistics: Iterable[Any]) -> Any:
-        """Learns what all sites of this bypass have in common, such as a basis; `fit` gets what is returned.
+        """Returns what all sites of this bypass have in common, such as a basis; `fit` gets it as `shared`.
 
-        A bypass that does not override this is never asked to wait for all sites' statistics.
+        Override it only where it is needed: the statistics of all sites are then gathered before the first fit.
 
         Modules in it, itself or its attributes, are rounded to the model's data type before anything is fitted to them.
 

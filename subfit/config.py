@@ -38,7 +38,7 @@ DEFAULTS: dict[str, Any] = {  # of the options whose values are objects
     "calibration": {},
     "evaluation": {},
 }
-SAME = "attention_bypass"  # as the `ffn_bypass`: the very bypass of the Attentions, so that all sites are one group
+SAME = "attention_bypass"  # value of `ffn_bypass`: the same object for both types, so that all sites are one group
 
 
 @dataclass(kw_only=True)
@@ -59,10 +59,10 @@ class Recipe:
         fitting: `one_shot` fits all bypasses on the dense model's stream; `sequential` in depth order, each on the stream
             as the earlier ones have changed it.
         target: what a sequential fit aims at: `branch`, what the branch would add to the changed stream; `dense`, what it
-            adds in the dense model; `corrected`, that and `correction` of what brings the changed stream back onto the
-            dense one. In a one-shot fit the three are the same.
-        correction: share of the streams' difference that the target `corrected` makes up for.
-        finetune: how the fitted bypasses are trained together afterwards; they are not, if not given.
+            adds in the dense model; `corrected`, that plus `correction` times the dense stream minus the changed one. In
+            a one-shot fit the three are the same.
+        correction: share of the difference between the streams that the target `corrected` adds.
+        finetune: how the fitted bypasses are trained together afterwards; no fine-tuning if not given.
     """
 
     scorer: Scorer
@@ -100,8 +100,8 @@ class Options:
         dtype: data type of the model's weights; `auto` is the checkpoint's own, and float32 for a `.gguf` file.
         device: torch device; `auto` is CUDA where there is one.
         batch_size: windows run at once.
-        fsdp: whether the processes that torchrun has started divide the weights of the decoder layers among them, for models
-            that do not fit on one device.
+        fsdp: whether the processes that torchrun has started shard the weights of the decoder layers, for models that do not
+            fit on one device.
         logger: where the run is logged, one or a list: `none`; `csv` or `tensorboard`, files in the folder `<output>.run`;
             `wandb` or `mlflow`, whose own settings hold; or a Logger of Lightning's, by `class_path` and `init_args`.
         log_checkpoint: whether Weights & Biases gets the saved model, too.

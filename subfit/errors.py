@@ -1,14 +1,21 @@
-"""Errors that the user can mend."""
+"""User errors, and which of a plug-in's errors are user errors."""
 
+import difflib
 import inspect
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
 class SubFitError(Exception):
-    """Something that the user can mend; the message says what, where, and what would be right."""
+    """A user error. The message is one line: what is wrong, where, and what would be right."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns the known name that is closest to a wrong one as a question, with a space after it; "" if none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def where(strategy: Any, method: str | None = None) -> str:
@@ -20,7 +27,7 @@ def where(strategy: Any, method: str | None = None) -> str:
 
 @contextmanager
 def attribute_errors_to(strategy: Any) -> Iterator[None]:
-    """Within the context, an error in a plug-in's own code becomes one line that says where it is."""
+    """Within the context, an error raised in a plug-in's own code becomes a user error that names the file and the line."""
     try:
         yield
     except SubFitError:

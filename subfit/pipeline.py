@@ -17,10 +17,11 @@ from subfit.fitting.budget import Budget
 from subfit.fitting.costs import flops_per_token
 from subfit.fitting.one_shot import fit_one_shot
 from subfit.fitting.sequential import fit_sequential
-from subfit.fitting.substitutes import plan_of
+from subfit.fitting.substitutes import Plan, plan_of
+from subfit.model.finalizing import check_replaceable, finalize
 from subfit.model.portable_code import portable_source
 from subfit.model.processes import broadcast, init_process_group
-from subfit.model.replacing import Replacement, Switch, check_replaceable, finalize, switched_off
+from subfit.model.replacing import Replacement, Switch, switched_off
 from subfit.model.sizes import kv_bytes_per_token
 from subfit.model.submodules import Kind, Site
 from subfit.scorer import Scorer, Scores, score_sites
@@ -31,7 +32,7 @@ from subfit.tracking.loggers import Log
 
 @dataclass
 class Compression:
-    """A compressed model, and what is known of how it came about.
+    """A compressed model and the record of its compression.
 
     Attributes:
         model: the model with its bypasses in place.
@@ -54,13 +55,13 @@ def compress_model(
     seed: int = 0,
     log: Log | None = None,
 ) -> Compression:
-    """Replaces the sites of a dense model that its calibration tokens show to be least needed; in place.
+    """Replaces the least needed sites of a dense model by fitted bypasses, in place.
 
     Args:
         model: a causal language model of transformers, in evaluation mode.
         tokens: (windows, length), calibration tokens, packed without padding.
-        recipe: how.
-        evaluation: (windows, length), other tokens to compare the compressed model with the dense one on.
+        recipe: how to score, select, fit and fine-tune.
+        evaluation: (windows, length), held-out tokens on which the compressed model is compared with the dense one.
         batch_size: windows run at once.
         seed: of every strategy that draws at random and has no seed of its own.
         log: where a fine-tuning is logged.
@@ -79,7 +80,7 @@ def compress_model(
             with switched_off(switches):
                 comparison = Comparison(model, evaluation)
             record["evaluation"] = comparison.measure(switches)
-    record["size"] = sizes(calibration, switches)
+    record["size"] = compression_sizes(calibration, switches)
     finalize(model, switches, calibration.sites)
     return Compression(model, record)
 
@@ -91,10 +92,10 @@ def fit_recipe(
 
     Args:
         seed: of every strategy that draws at random and has no seed of its own.
-        score: what to ask for the scores instead of `score_sites`, such as one that remembers them.
+        score: used instead of `score_sites` to get the scores, such as a function that caches them.
 
     Returns:
-        The replacements, switched on, and the record of all this as plain data.
+        The replacements, switched on, and the record of scores, selection, fit and seconds as plain data.
     """
     if recipe.finetune is not None:
         from subfit.finetuning.trainer import check_settings  # and Lightning, which takes seconds
@@ -111,12 +112,7 @@ def fit_recipe(
         selected = selector.select({site: scores[site] for site in eligible}, budget, calibration)
         selected = broadcast(_check_selection(selected, eligible, selector))
     with timed(seconds, "fit"):
-        plan = plan_of(selected, substitutes)
-        replacements: Sequence[Replacement]
-        if recipe.fitting == "one_shot":
-            replacements = fit_one_shot(calibration, plan)
-        else:
-            replacements = fit_sequential(calibration, plan, recipe.target, recipe.correction)
+        replacements = _fit(calibration, plan_of(selected, substitutes), recipe)
     for replacement in replacements:
         replacement.on()
     return [*replacements], {
@@ -125,6 +121,12 @@ def fit_recipe(
         "explained_variance": {r.site.name: r.explained for r in replacements},
         "seconds": seconds,
     }
+
+
+def _fit(calibration: Calibration, plan: Plan, recipe: Recipe) -> Sequence[Replacement]:
+    if recipe.fitting == "one_shot":
+        return fit_one_shot(calibration, plan)
+    return fit_sequential(calibration, plan, recipe.target, recipe.correction)
 
 
 def tune(calibration: Calibration, switches: list[Switch], recipe: Recipe, record: dict[str, Any], log: Log) -> None:
@@ -136,7 +138,7 @@ def tune(calibration: Calibration, switches: list[Switch], recipe: Recipe, recor
             record["finetune"] = fine_tune(calibration, switches, recipe.finetune, log)
 
 
-def sizes(calibration: Calibration, switches: list[Switch]) -> dict[str, Any]:
+def compression_sizes(calibration: Calibration, switches: list[Switch]) -> dict[str, Any]:
     """Returns parameters, and key-value bytes and FLOPs per token, without and with the switches, which are on."""
     model = calibration.model
     with switched_off(switches):

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Strategy:
-    """A strategy is told by its class and its constructor's arguments, which are its options; it does not change once made.
+    """A strategy is defined by its class and its constructor's arguments, which are its options; it is immutable.
 
     An argument called `seed`, None by default, gets the run's seed; see `with_seed`.
     """
@@ -35,9 +35,9 @@ class Strategy:
 
 
 def with_seed(given: T, seed: int) -> T:
-    """Returns a copy of a strategy, or of something that holds strategies, which draws at random by this seed.
+    """Returns a copy of a strategy, or of something that holds strategies, with the run's seed.
 
-    It is given to every strategy in it whose argument `seed` is None. What was one object is one object in the copy.
+    Every strategy in it whose argument `seed` is None gets this seed. What was one object is one object in the copy.
     """
     found = copy.deepcopy(given)
     for strategy in _strategies(found, set()):

@@ -13,7 +13,7 @@ import subfit
 from subfit.cli.main import main
 from subfit.config import OPTIONS
 from subfit.options import declarations
-from subfit.options.typed import hints
+from subfit.options.annotations import hints
 from subfit.strategies.bypasses.low_rank import LowRank
 from subfit.strategies.bypasses.shared_low_rank import SharedLowRank
 from subfit.strategies.scorers.kl import KL

@@ -20,8 +20,8 @@ class ReplaceMe(FoldedMap):
 
     The stream at the cut is h + x with h from before that FeedForward, and the paper's map T = I + W takes it to h + x T.
     Use it through `at_cut`. W is the least-squares map without bias; the penalty is on W, so it draws T to the identity. For
-    the paper's `cosine` variant, W is trained by AdamW to bring x T in line with x + target, what T would have to give. That
-    it starts from the least-squares map, and ends where it is best on a held-out tenth of the tokens, is our choice.
+    the paper's `cosine` variant, AdamW trains W to maximise the cosine similarity of x T and x + target. It starts from the
+    least-squares map and keeps the best state on a held-out tenth of the tokens; both are our choice.
 
     Args:
         loss: `squared` or `cosine`.

@@ -30,7 +30,7 @@ class Taylor(Scorer):
 
     def score(self, calibration: Calibration) -> Scores:
         model: Any = calibration.model
-        tokens = calibration.some(self.windows, self.length).to(calibration.device)
+        tokens = calibration.subset(self.windows, self.length).to(calibration.device)
         totals = torch.zeros(len(calibration.sites), dtype=torch.float64)
         trained = [p for p in model.parameters() if p.requires_grad]
         with ExitStack() as stack:

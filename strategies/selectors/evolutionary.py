@@ -27,8 +27,7 @@ class Evolutionary(Selector):
         generations: number of generations.
         offspring: mutations tried in each.
         exchanges: most sites that a mutation exchanges.
-        bypass: what stands in a site's place on trial; `identity`
-            drops it, as in EvoPress.
+        bypass: what stands in a site's place on trial; `identity` drops it, as in EvoPress.
         unit: `submodule`, or `layer` for both sites of a layer at once.
         measure: `kl`, the divergence from the dense model, or `loss`, that of the next token.
         windows: number of calibration windows to measure on.

@@ -13,6 +13,8 @@ from subfit.scorer import Scores
 from subfit.selector import Pool, Selector, pools
 from subfit.strategies.bypasses.low_rank import LowRank
 
+Group = tuple[Site, ...]
+
 
 class Greedy(Selector):
     """Chooses in rounds the sites that raise a cost least, given those already bypassed.
@@ -23,8 +25,7 @@ class Greedy(Selector):
     Args:
         rounds: number of rounds, among which the budget is divided; `each` lets every choice be a round.
         pool: how many units are tried, as a multiple of those that the budget takes by score alone.
-        bypass: what stands in a site's place on trial; `identity`
-            drops it.
+        bypass: what stands in a site's place on trial; `identity` drops it.
         unit: `submodule` takes each type's sites independently, `layer` both of a layer at once.
         measure: the cost of a trial: `kl`, the divergence from the dense model, or `loss`, that of the next token.
         windows: number of calibration windows to measure on.
@@ -60,19 +61,25 @@ class Greedy(Selector):
             needed = len(budget.fill(pool.ranked(scores), pool.kinds))
             parts.append(Pool(pool.kinds, pool.ranked(scores)[: math.ceil(self.pool * needed)]))
             most = max(most, needed)
-        tried = [group for part in parts for group in part.groups]
-        costs = {group: sum(scores[site] for site in group) for group in tried}
-        chosen: list[tuple[Site, ...]] = []
+        costs = {group: sum(scores[site] for site in group) for part in parts for group in part.groups}
+        chosen: list[Group] = []
         rounds = most if self.rounds == "each" else self.rounds
         for step in range(1, rounds + 1):
             if step > 1:
-                rest = [group for group in tried if group not in chosen]
-                trials = Trials.of(calibration, self.bypass, self.windows, self.length)
-                taken = [site for group in chosen for site in group]
-                costs = dict(zip(rest, trials.costs(taken, rest, self.measure), strict=True))
-            kept, chosen = chosen, []
-            for part in parts:
-                before = [group for group in kept if group in part.groups]
-                after = sorted((group for group in part.groups if group not in kept), key=costs.__getitem__)
-                chosen += budget.fill(before + after, part.kinds, step / rounds)
+                costs = self._costs(calibration, parts, chosen)
+            chosen = [group for part in parts for group in _extended(part, chosen, costs, budget, step / rounds)]
         return [site for group in chosen for site in group]
+
+    def _costs(self, calibration: Calibration, parts: list[Pool], chosen: list[Group]) -> dict[Group, float]:
+        """The cost of each group that is not chosen yet, with the chosen ones bypassed."""
+        rest = [group for part in parts for group in part.groups if group not in chosen]
+        trials = Trials.of(calibration, self.bypass, self.windows, self.length)
+        taken = [site for group in chosen for site in group]
+        return dict(zip(rest, trials.costs(taken, rest, self.measure), strict=True))
+
+
+def _extended(part: Pool, chosen: list[Group], costs: dict[Group, float], budget: Budget, share: float) -> list[Group]:
+    """The chosen groups of a pool, and the cheapest others, as many as fill this share of the budget."""
+    before = [group for group in chosen if group in part.groups]
+    after = sorted((group for group in part.groups if group not in chosen), key=costs.__getitem__)
+    return budget.fill(before + after, part.kinds, share)

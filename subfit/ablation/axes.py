@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from subfit import config
-from subfit.config import read_mapping
+from subfit.config import OPTIONS
 from subfit.errors import SubFitError
-from subfit.options.sources import presets
+from subfit.options.sources import read_source
 
-OPTIONS = frozenset(config.OPTIONS) - {"output"}
+CELL_OPTIONS = frozenset(OPTIONS) - {"output"}
 
 Values = dict[str, Any]
 
@@ -23,6 +22,15 @@ def combinations(path: str, content: dict[str, Any]) -> Iterator[Values]:
     """
     axes, together = (_axes(path, content, key) for key in ("axes", "zip"))
     listed = content.get("cells", [])
+    _check_cells(path, axes, together, listed)
+    rules = _rules(path, content, [*axes, *together, *(key for cell in listed for key in cell)])
+    for chosen in [*_products(axes, together), *listed]:
+        if not any(all(chosen.get(key) == value for key, value in rule.items()) for rule in rules):
+            yield chosen
+
+
+def _check_cells(path: str, axes: dict[str, list[Any]], together: dict[str, list[Any]], listed: Any) -> None:
+    """Raises SubFitError if the lists of `zip` differ in length, `cells` is no list of mappings, or there is no cell."""
     if len({len(values) for values in together.values()}) > 1:
         lengths = ", ".join(f"{key} has {len(values)}" for key, values in together.items())
         raise SubFitError(f"{path}: the lists of zip must be of one length; {lengths}")
@@ -30,15 +38,17 @@ def combinations(path: str, content: dict[str, Any]) -> Iterator[Values]:
         raise SubFitError(f"{path}: cells must be a list of mappings of options to values")
     if not (axes or together or listed):
         raise SubFitError(f"{path}: the grid has no cells; give axes, zip or cells")
+
+
+def _products(axes: dict[str, list[Any]], together: dict[str, list[Any]]) -> list[Values]:
+    """Every combination of the values of `axes`, for each row of `zip`; none if both are empty."""
+    if not (axes or together):
+        return []
     rows = [dict(zip(together, row, strict=True)) for row in zip(*together.values(), strict=True)] or [{}]
-    combined = [row | dict(zip(axes, values, strict=True)) for row in rows for values in itertools.product(*axes.values())]
-    rules = _rules(path, content, [*axes, *together, *(key for cell in listed for key in cell)])
-    for chosen in [*(combined if axes or together else []), *listed]:
-        if not any(all(chosen.get(key) == value for key, value in rule.items()) for rule in rules):
-            yield chosen
+    return [row | dict(zip(axes, values, strict=True)) for row in rows for values in itertools.product(*axes.values())]
 
 
-def sources(path: str, content: dict[str, Any], chosen: Values) -> list[Values]:
+def cell_sources(path: str, content: dict[str, Any], chosen: Values) -> list[Values]:
     """Returns the options that a cell's values set, of which the later win; options that follow each other are one source.
 
     Raises:
@@ -55,16 +65,11 @@ def sources(path: str, content: dict[str, Any], chosen: Values) -> list[Values]:
         elif key == "config":
             options = {"config": value}
         else:
-            raise SubFitError(f"{path}: unknown option {key!r}; options are {', '.join(sorted(OPTIONS))}")
+            raise SubFitError(f"{path}: unknown option {key!r}; options are {', '.join(sorted(CELL_OPTIONS))}")
         found, together = [*found, together], {}
-        found += [read_source(path, options["config"])] if "config" in options else []
+        found += [read_source(options["config"], Path(path).parent)] if "config" in options else []
         found.append({name: option for name, option in options.items() if name != "config"})
     return [*found, together]
-
-
-def read_source(path: str, name: str) -> Values:
-    """Returns the options in a preset, or in a file beside the grid."""
-    return read_mapping(str(presets().get(name, Path(path).parent / name)))
 
 
 def _axes(path: str, content: dict[str, Any], key: str) -> dict[str, list[Any]]:
@@ -91,4 +96,4 @@ def _rules(path: str, content: dict[str, Any], axes: list[str]) -> list[Values]:
 
 
 def _is_option(name: str) -> bool:
-    return name.partition(".")[0] in OPTIONS
+    return name.partition(".")[0] in CELL_OPTIONS

@@ -1,13 +1,13 @@
-"""What a row and what cached scores depend on, beside the options, and when they count no more.
+"""What rows and cached scores depend on besides the options, and when they are out of date.
 
 **A row counts as done** for a cell if it was run with the cell's options and all of this is as it is now: the versions of
 torch and transformers; the model's files (of large ones the beginning and the end); the files
 of the strategies, with nested ones, base classes and what they import from their folder; the texts and the tasks. All of
 that is known before the model is loaded. A row that does not say what it depends on, as those of format 1, does not count.
-The code of `subfit` itself is recorded (`commit`) and not compared: after a repair, an ablation goes on where it was.
+The code of `subfit` itself is recorded (`commit`), but not compared: after a bug fix, an ablation goes on where it was.
 
-**Scores and moments** are cached under a digest of all that they can depend on, the code of `subfit` included: what is not
-found there is only computed again. See `calibration_digest` and `scores_name`.
+**Scores and moments** are cached under a digest of all that they can depend on, the code of `subfit` included: a miss only
+costs time. See `calibration_digest` and `scores_name`.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from subfit import registry
 from subfit.ablation.plugin_files import files_of
 from subfit.calibration.settings import Data
 from subfit.config import Options
+from subfit.model.digests import tensor_bytes
 from subfit.model.loading import files_of_model
 from subfit.scorer import Scorer
 
@@ -55,8 +56,8 @@ def calibration_digest(model: Any, tokens: Tensor, batch_size: int) -> str:
     config = {**model.config.to_dict(), "_name_or_path": None, "attention": model.config._attn_implementation}
     settings = [batch_size, list(tokens.shape), str(model.device.type), config]
     settings += [torch.__version__, transformers.__version__, version("subfit")]
-    pieces = [json.dumps(settings, sort_keys=True, default=str).encode(), _bytes(tokens)]
-    weights = (piece for value in model.state_dict().values() for piece in (str(value.dtype).encode(), _bytes(value)))
+    pieces = [json.dumps(settings, sort_keys=True, default=str).encode(), tensor_bytes(tokens)]
+    weights = (piece for value in model.state_dict().values() for piece in (str(value.dtype).encode(), tensor_bytes(value)))
     return digest([*pieces, *(path.read_bytes() for path in _sources())], weights)
 
 
@@ -76,7 +77,7 @@ def digest(*groups: Iterable[bytes]) -> str:
 
 
 def _digest_of_files(paths: Iterable[Path]) -> str:
-    """The digest of files' contents, in whatever order and folder."""
+    """The digest of files' names and contents; it does not depend on their order and folders."""
     return digest(sorted(_digest_of_file(path, path.stat().st_mtime_ns).encode() for path in set(paths) if path.is_file()))
 
 
@@ -96,7 +97,3 @@ def _sources() -> Iterator[Path]:
     """The code of this package, its strategies included."""
     for folder in (Path(__file__).parents[1], *map(Path, import_module("subfit.strategies").__path__)):
         yield from sorted(folder.rglob("*.py"))
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1, 1).view(torch.uint8).numpy().tobytes()

@@ -79,8 +79,8 @@ def draw_tradeoff(rows: list[Row], axis: str | None) -> Figure:
     return figure
 
 
-def draw_scores(rows: list[Row]) -> Figure:
-    """Draws what each scorer thinks of each site, as ranks within the type: 1 for the safest to replace, 0 for the last."""
+def draw_score_ranks(rows: list[Row]) -> Figure:
+    """Draws the rank that each scorer gives each site within its type: 1 for the safest to replace, 0 for the last."""
     maps = {label(row["configuration"]["scorer"]): row["scores"] for row in rows}
     return _by_depth(maps, "safest to replace: 1", lambda values: 1 - (rankdata(values) - 1) / max(len(values) - 1, 1))
 

@@ -3,12 +3,16 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from subfit.ablation.axes import combinations, read_source, sources
+from subfit import registry
+from subfit.ablation.axes import cell_sources, combinations
 from subfit.calibration.settings import EvaluationData
 from subfit.config import Options, configuration, read_mapping, resolve
 from subfit.errors import SubFitError
+from subfit.options.sources import read_source
+from subfit.options.typed import typed
 
 KEYS = ("base", "options", "axes", "zip", "cells", "exclude", "texts", "tasks", "limit")
 
@@ -92,11 +96,12 @@ def read_grid(path: str) -> Grid:
     """
     content = _read(path)
     base = content.get("base", [])
-    shared = [read_source(path, name) for name in (base if isinstance(base, list) else [base])]
+    shared = [read_source(name, Path(path).parent) for name in (base if isinstance(base, list) else [base])]
     shared.append(content.get("options", {}))
     defaults = configuration(resolve())
     cells = [
-        _cell(path, chosen, [*shared, *sources(path, content, chosen)], defaults) for chosen in combinations(path, content)
+        _cell(path, chosen, [*shared, *cell_sources(path, content, chosen)], defaults)
+        for chosen in combinations(path, content)
     ]
     _check_different(path, cells)
     return Grid(cells, _texts(path, content), _tasks(path, content), _limit(path, content))
@@ -142,8 +147,8 @@ def _texts(path: str, content: dict[str, Any]) -> dict[str, EvaluationData]:
     if not isinstance(given, dict) or not all(isinstance(source, dict) for source in given.values()):
         raise SubFitError(f"{path}: texts must map names to data sources, such as {{story: {{path: story.txt}}}}")
     try:
-        return {name: EvaluationData(**source) for name, source in given.items()}
-    except (TypeError, SubFitError) as error:
+        return {name: typed(EvaluationData, source, name, registry.made) for name, source in given.items()}
+    except SubFitError as error:
         raise SubFitError(f"{path}: texts: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""One page that shows what an ablation has found."""
+"""One page with the results of an ablation: pictures and a table."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from subfit.ablation.figures import (
     Row,
     draw_curves,
     draw_effects,
-    draw_scores,
+    draw_score_ranks,
     draw_selections,
     draw_tradeoff,
     label,
@@ -29,7 +29,7 @@ CAPTIONS = {
     "effects": ("What each axis does", "Dots are cells, diamonds their geometric means, bars one standard deviation."),
     "curves": ("What fine-tuning gains", "On the calibration windows that were held out; step 0 is the closed-form fit."),
     "scores": (
-        "What the scorers think of each submodule",
+        "How the scorers rank the submodules",
         "A line is a scorer, a column a layer; the darker, the safer to replace.",
     ),
     "selections": (
@@ -83,7 +83,7 @@ def _figures(rows: list[Row], axes: list[str]) -> dict[str, Figure]:
     tuned = [row for row in rows if row.get("finetune", {}).get("curve")]
     if tuned:
         figures["curves"] = draw_curves(tuned)
-    return figures | {"scores": draw_scores(rows), "selections": draw_selections(rows)}
+    return figures | {"scores": draw_score_ranks(rows), "selections": draw_selections(rows)}
 
 
 def _page(title: str, done: list[Row], failed: list[Row], figures: dict[str, Figure], columns: list[Column]) -> str:

@@ -36,7 +36,7 @@ class Rows:
         self._path = self.folder / ROWS
         description = self.folder / "grid.json"
         try:
-            if _strangers(self.folder) and not description.exists():  # which is there before anything else of ours is
+            if _other_files(self.folder) and not description.exists():  # which is there before anything else of ours is
                 raise SubFitError(f"the folder {folder} holds something else than an ablation; give another one")
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
             with self._lock("folder"):
@@ -97,8 +97,8 @@ class Rows:
         return FileLock(self.folder / "locks" / f"{name}.lock")
 
 
-def _strangers(folder: Path) -> list[str]:
-    """What is in a folder besides what a process has there that is about to describe it."""
+def _other_files(folder: Path) -> list[str]:
+    """The files in a folder, but those that an ablation has there before its `grid.json`."""
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     return [name for name in names if name != "locks" and not name.startswith(".grid.json.")]
 

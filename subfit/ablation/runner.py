@@ -108,7 +108,11 @@ def _depends_on(grid: Grid, cell: Cell) -> dict[str, Any]:
 
 
 def _warn_of_other_rows(pairs: list[tuple[Row, dict[str, Any]]]) -> None:
-    """Says why finished rows, each with what it would have to depend on, do not count; a line for each reason."""
+    """Warns that finished rows do not count any more: a line for each reason.
+
+    Args:
+        pairs: each finished row, and what it would have to depend on.
+    """
     reasons = Counter[str]()
     for row, wanted in pairs:
         found = row.get("depends_on", {})
@@ -121,7 +125,7 @@ def _warn_of_other_rows(pairs: list[tuple[Row, dict[str, Any]]]) -> None:
 
 
 def _by_what_is_shared(cells: list[Cell]) -> Callable[[Cell], tuple[int, ...]]:
-    """The order in which cells follow each other that have the same model, and calibration data, and scorer."""
+    """The sort key that puts cells of one model, then of one calibration, then of one scorer, next to each other."""
     groups = (
         ("model", "dtype"),
         ("model", "dtype", "seed", "calibration"),

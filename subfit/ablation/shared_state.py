@@ -1,4 +1,4 @@
-"""What many compressions of one model share: the model, the tokens, the dense streams, the scores and the moments."""
+"""The state that cells share: the model, the tokens, the dense streams, the scores and the moments."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -16,13 +16,13 @@ from subfit.calibration.capture import Calibration
 from subfit.calibration.data import describe_tokens, read_tokens
 from subfit.calibration.settings import Data, evaluation_seed
 from subfit.config import Options, configuration
-from subfit.evaluation.accuracy import Scores as Accuracies
-from subfit.evaluation.accuracy import average, describe
+from subfit.evaluation.accuracy import TaskScores, average, describe_scores
 from subfit.evaluation.comparison import Comparison
 from subfit.evaluation.tasks import Task
 from subfit.evaluation.zero_shot import score_task
-from subfit.model.replacing import Switch, check_replaceable, turn_off
-from subfit.pipeline import fit_recipe, sizes, timed, tune
+from subfit.model.finalizing import check_replaceable
+from subfit.model.replacing import Switch, turn_off
+from subfit.pipeline import compression_sizes, fit_recipe, timed, tune
 from subfit.scorer import Scorer
 from subfit.strategy import with_seed
 from subfit.tracking.loggers import open_log
@@ -34,7 +34,7 @@ Record = dict[str, Any]
 
 
 class SharedState:
-    """Compresses one model in many ways; of everything that cells may share, that of the latest one is kept.
+    """Runs cells, and keeps of the latest one everything that the next may share.
 
     Args:
         folder: where moments and scores are kept for later runs; see `ablation.dependencies`.
@@ -65,7 +65,7 @@ class SharedState:
         try:
             return self._run(options)
         except BaseException:
-            self._kept.clear()  # a fit that has failed half-way leaves the model with the bypasses that it had
+            self._kept.clear()  # a fit that failed half-way has left bypasses in the model
             raise
 
     def _run(self, options: Options) -> Record:
@@ -79,7 +79,7 @@ class SharedState:
             switches, record = fit_recipe(calibration, options.recipe, options.seed, partial(self._score, options))
             try:
                 tune(calibration, switches, options.recipe, record, log)
-                record["size"] = sizes(calibration, switches)
+                record["size"] = compression_sizes(calibration, switches)
                 with timed(record["seconds"], "evaluate"):
                     record |= self._evaluate(switches, comparisons, dense)
             finally:
@@ -136,17 +136,17 @@ class SharedState:
         beside = [o for o in self._expected if all(getattr(o, name) == getattr(options, name) for name in same)]
         return cached_scores(calibration, scorer, [with_seed(other.recipe.scorer, other.seed) for other in beside])
 
-    def _evaluate(self, switches: list[Switch], comparisons: dict[str, Comparison], dense: list[Accuracies]) -> Record:
-        """What the model, with the switches on, is worth on the texts and the tasks."""
+    def _evaluate(self, switches: list[Switch], comparisons: dict[str, Comparison], dense: list[TaskScores]) -> Record:
+        """The measurements on the texts and the tasks, with the switches on."""
         found: Record = {"texts": {name: comparison.measure(switches) for name, comparison in comparisons.items()}}
         if self._tasks:
             pairs = zip(self._accuracies(), dense, strict=True)
-            found["tasks"] = {own.name: describe(own, other) for own, other in pairs}
+            found["tasks"] = {own.name: describe_scores(own, other) for own, other in pairs}
             found["tasks_mean"] = average(list(found["tasks"].values()))
         return found
 
-    def _accuracies(self) -> list[Accuracies]:
-        """What the model, as it is now, gets right of each task."""
+    def _accuracies(self) -> list[TaskScores]:
+        """The scores of the model, as it is now, on each task."""
         return [score_task(*self._model(), task, BATCH_TOKENS) for task in self._tasks]
 
     def _latest(self, what: str, key: Any, make: Callable[[], Any]) -> Any:

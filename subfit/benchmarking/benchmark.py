@@ -9,14 +9,15 @@ from typing import Any
 from subfit import registry
 from subfit.benchmarking.compression_cost import compression_costs
 from subfit.benchmarking.random_weights import random_models
-from subfit.benchmarking.speed import Workload, check_comparable, compare_speed, setting
+from subfit.benchmarking.speed import compare_speed, setting
+from subfit.benchmarking.workload import Workload, check_comparable
 from subfit.bypass import Substitute
 from subfit.config import DEFAULTS, resolve
 from subfit.errors import SubFitError
 from subfit.model import checkpoint
 from subfit.model.loading import load
 from subfit.model.sizes import footprint
-from subfit.options.typed import arguments, check_known, typed
+from subfit.options.typed import check_known, typed, typed_arguments
 from subfit.tracking.plots import draw_speed
 
 
@@ -45,6 +46,7 @@ def benchmark(
             that is timed; bypasses are given as for `compress`.
         workload: what is timed.
         compile: whether to run both models through `torch.compile`.
+        dtype, device, trust_remote_code: as for `load`.
         output: folder to write `benchmark.json` and `benchmark.png`, a picture of the speed, to; it must not exist. Nothing
             is written if not given.
 
@@ -53,16 +55,16 @@ def benchmark(
         `compression_cost` returns it for each number of calibration windows.
 
     Raises:
-        SubFitError: if something is wrong that the user can mend.
+        SubFitError: if an argument, the model or the data cannot be used; the message says why.
     """
     workload = workload or Workload()
     if output is not None:
         checkpoint.check_free(output)
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     given = {"attention_bypass": attention_bypass, "ffn_bypass": ffn_bypass, "sparsity": sparsity}
     recipe = resolve(given).recipe
-    bypasses = recipe.attention_bypass, recipe.ffn_bypass
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     if random_weights and not (model or reference):
+        bypasses = recipe.attention_bypass, recipe.ffn_bypass
         dense, compressed = random_models(random_weights, sparsity, *bypasses, seed=workload.seed, **options)
     elif model and reference and not random_weights:
         compressed = load(model, **options)[0]
@@ -80,11 +82,16 @@ def benchmark(
         "compression": compression_costs(dense, recipe, workload),
     }
     if output is not None:
-        with checkpoint.new_folder(output) as folder:
-            (folder / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-            if result["prefill"] or result["decoding"]:
-                draw_speed(result, folder / "benchmark.png")
+        _save(result, output)
     return result
+
+
+def _save(result: dict[str, Any], output: str) -> None:
+    """Writes a result, and a picture of its speed if that was measured, to a new folder."""
+    with checkpoint.new_folder(output) as folder:
+        (folder / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if result["prefill"] or result["decoding"]:
+            draw_speed(result, folder / "benchmark.png")
 
 
 def benchmark_from(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,4 +105,4 @@ def benchmark_from(given: Mapping[str, Any]) -> dict[str, Any]:
     check_known(given, [*others, *timed])
     workload = typed(Workload, {name: value for name, value in given.items() if name in timed}, "", registry.made)
     rest = {name: value for name, value in given.items() if name not in timed}
-    return benchmark(workload=workload, **arguments(benchmark, rest, "", registry.made))
+    return benchmark(workload=workload, **typed_arguments(benchmark, rest, "", registry.made))

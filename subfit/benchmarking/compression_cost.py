@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subfit.benchmarking.speed import Workload
-from subfit.benchmarking.timing import timed
+from subfit.benchmarking.timing import seconds_of
+from subfit.benchmarking.workload import Workload
 from subfit.calibration.capture import Calibration
 from subfit.config import Recipe
-from subfit.model.replacing import check_replaceable, turn_off
+from subfit.model.finalizing import check_replaceable
+from subfit.model.replacing import turn_off
 from subfit.model.sizes import peak_bytes, weight_bytes
 from subfit.pipeline import fit_recipe
 
@@ -51,9 +52,9 @@ def compression_cost(model: Any, tokens: Tensor, recipe: Recipe, batch_size: int
 
     device = next(model.parameters()).device
     forward = _forward(model, tokens.to(device), batch_size)
-    forward(1)  # what is loaded or chosen once
-    seconds = {"forward": timed(partial(forward, len(tokens)), device)}
-    whole = timed(compress, device)
+    forward(1)  # warm-up
+    seconds = {"forward": seconds_of(partial(forward, len(tokens)), device)}
+    whole = seconds_of(compress, device)
     seconds |= stages
     return {
         "windows": len(tokens),

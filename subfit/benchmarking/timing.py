@@ -1,4 +1,4 @@
-"""Times two things side by side, so that what disturbs a machine disturbs both alike."""
+"""Times two models in turns, so that disturbances of the machine affect both equally."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 Seconds = dict[str, list[float]]
 
 
-def timed(run: Callable[[], Any], device: torch.device) -> float:
+def seconds_of(run: Callable[[], Any], device: torch.device) -> float:
     """Returns the seconds that `run` takes; on a GPU, between two events on its stream."""
     if device.type != "cuda":
         start = time.perf_counter()
@@ -48,6 +48,7 @@ def interleave(measures: Mapping[str, Callable[[], float]], repeats: int, warmup
 
 
 def medians(seconds: Seconds) -> dict[str, float]:
+    """Returns the median of the seconds of each measurement, by name."""
     return {name: median(values) for name, values in seconds.items()}
 
 

@@ -1,1 +1,1 @@
-"""The calibration data: sources, what passes the submodules when they read it, moments, cache."""
+"""Calibration data: sources, activations at the submodules, moments, cache."""

@@ -1,14 +1,14 @@
-"""Tensors kept in a folder, for what is too much for memory or may be needed again."""
+"""Tensors kept in files: those that are too large for memory, or that later runs need."""
 
 import hashlib
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from subfit.errors import SubFitError
+from subfit.model.digests import tensor_bytes
 from subfit.tracking.atomic import whole_file
 
 
@@ -69,5 +69,5 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.reshape(-1, 1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor_bytes(value))
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The calibration stage: what passes the sites of a model when it reads the calibration tokens."""
+"""Runs a model on the calibration tokens, layer by layer, and shows the tensors at its sites."""
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -35,9 +35,9 @@ class Calibration:
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self.sites = find_sites(model)
-        self.memory: dict[Any, Any] = {}  # what strategies computed and others may need, such as `Candidates`
+        self.memory: dict[Any, Any] = {}  # what strategies computed and others may need, such as `Trials`
 
-    def some(self, windows: int, length: int) -> Tensor:
+    def subset(self, windows: int, length: int) -> Tensor:
         """Returns evenly spaced windows of the tokens, as many as asked for or all, each cut to its first `length` tokens.
 
         Raises:

@@ -1,6 +1,5 @@
 """Calibration and evaluation tokens: sampled from the model itself, from local text, or from a data set of the hub."""
 
-import hashlib
 import random
 from collections.abc import Iterator
 from itertools import islice
@@ -12,6 +11,7 @@ from tqdm.auto import tqdm
 
 from subfit.calibration.settings import Data
 from subfit.errors import SubFitError
+from subfit.model.digests import tensor_digest
 
 SAMPLING_BATCH = 64
 BLOCK = 1 << 22  # characters of a text file that are read and tokenised at once
@@ -57,7 +57,7 @@ def read_tokens(data: Data, model: Any, tokenizer: Any, seed: int, held_out: int
 def sample(model: Any, tokenizer: Any, count: int, length: int, seed: int) -> Tensor:
     """Samples windows from the model's own distribution, each from the begin-of-text token; (count, length).
 
-    Data-free calibration (as LLM-QAT, arXiv 2305.17888): what the model says of its own accord covers what it knows.
+    Data-free calibration (as LLM-QAT, arXiv 2305.17888): the samples follow the model's own distribution.
     """
     first = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
     if first is None:
@@ -169,4 +169,4 @@ def _rows(data: Data, where: str, shuffled: int | None, loader: str, **options: 
 
 def describe_tokens(tokens: Tensor) -> dict[str, Any]:
     """Returns the shape and the SHA-256 of tokens, by which a record names them."""
-    return {"shape": list(tokens.shape), "sha256": hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()}
+    return {"shape": list(tokens.shape), "sha256": tensor_digest(tokens)}

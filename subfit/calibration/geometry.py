@@ -1,4 +1,4 @@
-"""What a site does to the residual stream, token by token."""
+"""Angles between residual streams, token by token."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Where calibration and evaluation tokens come from: the options, without what reads them."""
+"""The options of calibration and evaluation tokens; `calibration.data` reads them."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Literal
 from subfit.errors import SubFitError
 
 SOURCES = ("self", "text", "hub")
-LARGEST_SEED = (1 << 31) - 1  # of a calibration; those of evaluations are above, of 32 bits, as torch looks at no others
+LARGEST_SEED = (1 << 31) - 1  # of a calibration; those of evaluations are larger, within the 32 bits that torch uses
 
 
 @dataclass
@@ -85,10 +85,11 @@ class EvaluationData(Data):
 
 
 def evaluation_seed(seed: int, text: str = "") -> int:
-    """Returns the seed by which a text to evaluate on is sampled, in a run with this seed, so that it is no other's.
+    """Returns the seed for sampling an evaluation text: another one than that of any calibration, and of any other text.
 
     Args:
-        text: the text's name, where there are several: two of them are not the same samples.
+        seed: the run's.
+        text: the text's name, where there are several.
     """
     number = int.from_bytes(hashlib.sha256(f"evaluation {seed} {text}".encode()).digest()[:4])
     return number | LARGEST_SEED + 1

@@ -12,7 +12,7 @@ from subfit.options.sources import Text, parse
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the arguments."""
+    """Raises a user error of one line for wrong arguments."""
 
     def __init__(self, program: str, description: str):
         super().__init__(prog=program, description=description, allow_abbrev=False)

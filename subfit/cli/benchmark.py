@@ -48,7 +48,7 @@ def _parser() -> Parser:
     parser.add_argument("--sparsity", type=float, help="Share of either type that is then replaced [0.25].")
     parser.add_argument("--attention_bypass", help="What then takes the place of an Attention [low_rank].")
     parser.add_argument("--ffn_bypass", help="What then takes the place of a FeedForward [shared_low_rank].")
-    file = file_of("subfit.benchmarking.speed")
+    file = file_of("subfit.benchmarking.workload")
     assert file is not None
     workload = read(file).classes["Workload"]
     texts = documented(workload.documentation)

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator
 
 from subfit.config import DEFAULTS
-from subfit.options.declarations import Argument, Class, Source, documented, file_of, read
+from subfit.options.declarations import Argument, Class, SourceFile, documented, file_of, read
 
 WIDTH = 110
 
@@ -45,7 +45,7 @@ def _options(module: str, name: str, before: str) -> Iterator[tuple[str, str]]:
             yield f"{before}{argument.name}", with_default(argument, texts.get(argument.name, ""))
 
 
-def _of_class(source: Source, declared: Class) -> tuple[dict[str, str], dict[str, Argument]]:
+def _of_class(source: SourceFile, declared: Class) -> tuple[dict[str, str], dict[str, Argument]]:
     """The documentation, and the fields, of a dataclass and of those in its file that it extends."""
     texts, fields = dict[str, str](), dict[str, Argument]()
     for base in declared.bases:
@@ -55,7 +55,7 @@ def _of_class(source: Source, declared: Class) -> tuple[dict[str, str], dict[str
     return texts | documented(declared.documentation), fields | {a.name: a for a in declared.arguments}
 
 
-def _dataclass_in(source: Source, module: str, annotation: str) -> tuple[str, str] | None:
+def _dataclass_in(source: SourceFile, module: str, annotation: str) -> tuple[str, str] | None:
     """The module and the name of the dataclass that an annotation names, if it names one."""
     for name in re.findall(r"\w+", annotation):
         origin, original = source.imports.get(name, (module, name))

@@ -1,6 +1,7 @@
 """`subfit list`."""
 
 import json
+from typing import Any
 
 from subfit.cli.arguments import Parser, add_plugins, document_plugins
 from subfit.errors import SubFitError
@@ -26,16 +27,21 @@ def run(arguments: list[str]) -> int:
         (entry,) = found[parsed.kind]
         print(f"{entry['name']}({', '.join(entry['parameters'])})\n\n{entry['documentation']}")
     else:
-        for kind, entries in found.items():
-            print(kind)
-            for entry in entries:
-                print(f"  {entry['name']:<22} {entry['description']}")
-                if entry["papers"]:
-                    print(f"{'':<25}arXiv {', '.join(entry['papers'])}")
-                if entry["parameters"]:
-                    print(f"{'':<25}{', '.join(entry['parameters'])}")
-            print()
+        _show_strategies(found)
     return 0
+
+
+def _show_strategies(found: dict[str, list[dict[str, Any]]]) -> None:
+    """Prints the name of each strategy and what it is, its papers and its parameters, by kind."""
+    for kind, entries in found.items():
+        print(kind)
+        for entry in entries:
+            print(f"  {entry['name']:<22} {entry['description']}")
+            if entry["papers"]:
+                print(f"{'':<25}arXiv {', '.join(entry['papers'])}")
+            if entry["parameters"]:
+                print(f"{'':<25}{', '.join(entry['parameters'])}")
+        print()
 
 
 def _show_presets(name: str | None, as_json: bool) -> None:

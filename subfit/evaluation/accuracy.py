@@ -7,7 +7,7 @@ from subfit.evaluation.intervals import mean, standard_error
 
 
 @dataclass(frozen=True)
-class Scores:
+class TaskScores:
     """What a model gets right of a task.
 
     Attributes:
@@ -29,7 +29,7 @@ class Scores:
         return self.correct if self.correct_norm is None else self.correct_norm
 
 
-def describe(scores: Scores, dense: Scores | None = None) -> dict[str, Any]:
+def describe_scores(scores: TaskScores, dense: TaskScores | None = None) -> dict[str, Any]:
     """Returns the accuracies of a model on a task, their standard errors and, with a reference, what is retained.
 
     Args:
@@ -63,7 +63,7 @@ def describe(scores: Scores, dense: Scores | None = None) -> dict[str, Any]:
 
 
 def average(tasks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the mean over tasks, each with the same weight, of what `describe` says of each task's metric.
+    """Returns the mean over tasks, each with the same weight, of what `describe_scores` says of each task's metric.
 
     Returns:
         `tasks`, `chance`, `accuracy` and, with a reference, `reference_accuracy`, `difference`, `retained` and

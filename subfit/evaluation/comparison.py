@@ -1,4 +1,4 @@
-"""What bypasses do to a model, on tokens that it was not calibrated on."""
+"""Compares a compressed model with the dense one, on tokens that it was not calibrated on."""
 
 from collections.abc import Collection
 from tempfile import TemporaryDirectory
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from subfit.calibration.cache import Cache
 from subfit.evaluation.divergence import summary, window_sums
-from subfit.evaluation.perplexity import intervals
+from subfit.evaluation.perplexity import perplexity_intervals
 from subfit.model.replacing import Switch
 from subfit.model.residual_stream import ResidualStream
 
@@ -42,7 +42,10 @@ class Comparison:
 
     @torch.no_grad()
     def measure(self, switches: Collection[Switch]) -> dict[str, Any]:
-        """Returns how the model, with some switches on, compares with the dense one: `summary` and `intervals`."""
+        """Returns how the model, with these switches on, compares with the dense one.
+
+        The fields are those of `divergence.summary` and of `perplexity.perplexity_intervals`.
+        """
         first = min((switch.first_layer for switch in switches), default=len(self._dense.layers))
         stream = self._dense.fork()
         if first < len(stream.layers):
@@ -56,4 +59,4 @@ class Comparison:
             lambda batch: self._dense.logits(next(dense)),
             self._batch_size,
         )
-        return summary(sums) | intervals(sums)
+        return summary(sums) | perplexity_intervals(sums)

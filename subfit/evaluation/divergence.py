@@ -42,7 +42,7 @@ class Agreement(Metric):
         counts = torch.arange(1, tokens.shape[1], device=gold.device) >= first[:, None]
         found = {"tokens": counts}
         if reference is None:
-            found["nll"] = losses(logits[:, :-1], gold)
+            found["nll"] = token_losses(logits[:, :-1], gold)
         else:
             found |= _comparison(logits[:, :-1], reference[:, :-1], gold)
         for name, values in found.items():
@@ -65,7 +65,7 @@ def _comparison(logits: Tensor, reference: Tensor, gold: Tensor) -> dict[str, Te
     return dict(zip(SUMS[1:], joined, strict=True))
 
 
-def losses(logits: Tensor, gold: Tensor) -> Tensor:
+def token_losses(logits: Tensor, gold: Tensor) -> Tensor:
     """Returns the loss of each of the tokens `gold` (windows, positions), in nats, float32.
 
     Args:
@@ -75,17 +75,17 @@ def losses(logits: Tensor, gold: Tensor) -> Tensor:
     return torch.cat([cross_entropy(q.float(), target, reduction="none") for target, q in parts]).view(gold.shape)
 
 
-def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+def next_token_loss_sum(logits: Tensor, tokens: Tensor) -> Tensor:
     """Returns the loss of predicting each window's tokens but the first, in nats, summed in float64.
 
     Args:
         logits: (windows, length, vocabulary).
         tokens: (windows, length).
     """
-    return losses(logits[:, :-1], tokens[:, 1:]).sum(dtype=torch.float64)
+    return token_losses(logits[:, :-1], tokens[:, 1:]).sum(dtype=torch.float64)
 
 
-def divergence(logits: Tensor, reference: Tensor) -> Tensor:
+def divergence_sum(logits: Tensor, reference: Tensor) -> Tensor:
     """Returns the KL divergence of `logits` from `reference`'s, in nats, summed over all but each window's last position.
 
     Args:

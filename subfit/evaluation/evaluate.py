@@ -8,7 +8,7 @@ from typing import Any
 from subfit.calibration.settings import Data, EvaluationData, evaluation_seed
 from subfit.errors import SubFitError
 from subfit.evaluation import lm_eval_harness as harness
-from subfit.evaluation.accuracy import Scores, average, describe
+from subfit.evaluation.accuracy import TaskScores, average, describe_scores
 from subfit.evaluation.divergence import logits_of
 from subfit.evaluation.perplexity import measure, read_windows
 from subfit.evaluation.tasks import Task, read_task
@@ -46,15 +46,16 @@ def evaluate(
         tasks: local `.jsonl` files (see `evaluation.tasks.read_task`), or names that lm-evaluation-harness knows.
         limit: number of items of each task, the first ones; all if not given.
         seed: seed of sampling and of resampling.
+        dtype, device, trust_remote_code: of both models, as for `load`.
         batch_size: windows, or sequences of 512 tokens, run at once.
 
     Returns:
         `model`, `reference`, `calibration` (the tokens that a compressed model was calibrated on, where its folder says so),
-        `texts` (`perplexity.measure` and `in_domain` by name), `tasks` (`accuracy.describe` by name), `tasks_mean`
+        `texts` (`perplexity.measure` and `in_domain` by name), `tasks` (`accuracy.describe_scores` by name), `tasks_mean`
         (`accuracy.average`), `parameters` and `kv_bytes_per_token`. What was measured on a single text is at the top, too.
 
     Raises:
-        SubFitError: if something is wrong that the user can mend.
+        SubFitError: if an argument, the model or the data cannot be used; the message says why.
     """
     texts = _texts(data, in_domain, bool(tasks))
     local, named = _tasks(tasks, limit)
@@ -64,29 +65,39 @@ def evaluate(
     dense = load(reference, **options)[0] if reference is not None else None
     if dense is not None:
         _check_vocabularies(subject, dense)
-    result: dict[str, Any] = {"model": model, "reference": reference, "calibration": _calibration(model), "texts": {}}
-    for name, text in texts.items():
+
+    def perplexity(name: str, text: Data) -> dict[str, Any]:
         sampled_by = evaluation_seed(seed, name if isinstance(data, dict) else "")
         tokens, first = read_windows(text, stride, dense or subject, tokenizer, sampled_by)
         compared = logits_of(dense) if dense is not None else None
-        settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "label": name}
-        found = measure(logits_of(subject), tokens, first, tokenizer, compared, **settings)
-        result["texts"][name] = {"in_domain": None if in_domain is None else name in in_domain, **found}
+        return measure(logits_of(subject), tokens, first, tokenizer, compared, batch_size=batch_size, seed=seed, label=name)
 
-    if len(texts) == 1:
-        result |= found
-
-    def scores(scored: Any) -> list[Scores]:
+    def accuracies(scored: Any) -> list[TaskScores]:
         own = [score_task(scored, tokenizer, task, batch_size * SEQUENCE) for task in local]
         return own + (harness.score_names(scored, tokenizer, named, manager, limit, batch_size) if named else [])
 
-    own = scores(subject)
-    others = scores(dense) if dense is not None else [None] * len(own)
-    result["tasks"] = {score.name: describe(score, other) for score, other in zip(own, others, strict=True)}
-    result["tasks_mean"] = average(list(result["tasks"].values())) if own else None
-    result["parameters"] = sum(p.numel() for p in subject.parameters())
-    result["kv_bytes_per_token"] = sum(kv_bytes_per_token(subject))
-    return result
+    measured = {name: perplexity(name, text) for name, text in texts.items()}
+    compared = _compared(accuracies(subject), accuracies(dense) if dense is not None else None)
+    return {
+        "model": model,
+        "reference": reference,
+        "calibration": _calibration(model),
+        "texts": {
+            name: {"in_domain": None if in_domain is None else name in in_domain, **found}
+            for name, found in measured.items()
+        },
+        **(next(iter(measured.values())) if len(measured) == 1 else {}),
+        "tasks": compared,
+        "tasks_mean": average(list(compared.values())) if compared else None,
+        "parameters": sum(p.numel() for p in subject.parameters()),
+        "kv_bytes_per_token": sum(kv_bytes_per_token(subject)),
+    }
+
+
+def _compared(own: list[TaskScores], dense: list[TaskScores] | None) -> dict[str, dict[str, Any]]:
+    """The accuracies by task; with the reference's scores, what is retained of them."""
+    pairs = zip(own, dense if dense is not None else [None] * len(own), strict=True)
+    return {scores.name: describe_scores(scores, other) for scores, other in pairs}
 
 
 def _texts(data: Data | dict[str, Data] | None, in_domain: Sequence[str] | None, only_tasks: bool) -> dict[str, Data]:

@@ -1,4 +1,4 @@
-"""How sure a measurement is: bootstrap intervals and standard errors."""
+"""Uncertainty of measurements: bootstrap intervals and standard errors."""
 
 import torch
 from torch import Tensor

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from subfit.errors import SubFitError
-from subfit.evaluation.accuracy import Scores
+from subfit.evaluation.accuracy import TaskScores
 
 
 def find_tasks(names: list[str]) -> Any:
@@ -30,7 +30,7 @@ def find_tasks(names: list[str]) -> Any:
 
 def score_names(
     model: Any, tokenizer: Any, names: list[str], manager: Any, limit: int | None, batch_size: int
-) -> list[Scores]:
+) -> list[TaskScores]:
     """Returns which items of the harness's tasks a model gets right; a group of tasks gives its tasks.
 
     Args:
@@ -53,7 +53,7 @@ def score_names(
     return [_scores(name, samples) for name, samples in found["samples"].items()]
 
 
-def _scores(name: str, samples: list[dict[str, Any]]) -> Scores:
+def _scores(name: str, samples: list[dict[str, Any]]) -> TaskScores:
     """The scores of one task from what the harness logged of each item; of several filters, the first."""
     items = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
     if "acc" not in items[0]:
@@ -62,4 +62,4 @@ def _scores(name: str, samples: list[dict[str, Any]]) -> Scores:
     choices = [len(item["resps"]) for item in items]
     norm = [float(item["acc_norm"]) for item in items] if "acc_norm" in items[0] else None
     chance = sum(1 / n for n in choices if n > 1) / len(items)
-    return Scores(name, [float(item["acc"]) for item in items], norm, chance)
+    return TaskScores(name, [float(item["acc"]) for item in items], norm, chance)

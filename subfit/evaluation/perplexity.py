@@ -83,10 +83,10 @@ def measure(
     sums = window_sums(logits, tokens, reference, batch_size, label, first)
     size = byte_counts(tokens, first, lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)).sum()
     bits = float(sums["nll"].sum() / log(2) / size)
-    return {"windows": len(tokens), **summary(sums), **intervals(sums, seed), "bits_per_byte": bits}
+    return {"windows": len(tokens), **summary(sums), **perplexity_intervals(sums, seed), "bits_per_byte": bits}
 
 
-def intervals(sums: dict[str, Tensor], seed: int = 0) -> dict[str, list[float] | None]:
+def perplexity_intervals(sums: dict[str, Tensor], seed: int = 0) -> dict[str, list[float] | None]:
     """Returns the 95 % bootstrap intervals over windows of what `divergence.summary` says, from the same sums.
 
     Args:

@@ -1,4 +1,4 @@
-"""Scores a model on zero-shot tasks by the log-likelihood that it gives to continuations of contexts.
+"""TaskScores a model on zero-shot tasks by the log-likelihood that it gives to continuations of contexts.
 
 Contexts and continuations are tokenised as by EleutherAI's lm-evaluation-harness, so that the scores equal its scores.
 """
@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from subfit.errors import SubFitError
-from subfit.evaluation.accuracy import Scores
-from subfit.evaluation.divergence import losses
+from subfit.evaluation.accuracy import TaskScores
+from subfit.evaluation.divergence import token_losses
 from subfit.evaluation.tasks import Task, joined
 
 WASTE = 1.5  # times the tokens that its prompts have alone, which a batch has at most
@@ -41,7 +41,7 @@ class Prompt:
         return len(self.context) + max(len(c.tokens) for c in self.continuations)
 
 
-def score_task(model: Any, tokenizer: Any, task: Task, budget: int) -> Scores:
+def score_task(model: Any, tokenizer: Any, task: Task, batch_tokens: int) -> TaskScores:
     """Returns which items of a task a model gets right.
 
     Of several pairs, the one whose continuation has the highest log-likelihood is the model's answer (`acc`), or the one
@@ -49,7 +49,7 @@ def score_task(model: Any, tokenizer: Any, task: Task, budget: int) -> Scores:
     Of a single pair, the continuation is right if each of its tokens is the likeliest at its place (`acc` alone).
 
     Args:
-        budget: tokens run at once.
+        batch_tokens: tokens run at once.
 
     Raises:
         SubFitError: if a continuation has no token of its own or is longer than the model's context, or the model gives
@@ -57,7 +57,7 @@ def score_task(model: Any, tokenizer: Any, task: Task, budget: int) -> Scores:
     """
     pairs = [encode(tokenizer, *pair) for item in task.items for pair in item.pairs]
     try:
-        found, greedy = (values.tolist() for values in log_likelihoods(model, pairs, budget, task.name))
+        found, greedy = (values.tolist() for values in log_likelihoods(model, pairs, batch_tokens, task.name))
     except SubFitError as error:
         raise SubFitError(f"task {task.name}: {error}") from error
     correct, correct_norm, gold_log_likelihoods, start = [], [], [], 0
@@ -73,7 +73,7 @@ def score_task(model: Any, tokenizer: Any, task: Task, budget: int) -> Scores:
         gold_log_likelihoods.append(values[item.gold or 0])
         start = end
     chances = [0.0 if item.gold is None else 1 / len(item.pairs) for item in task.items]
-    return Scores(task.name, correct, correct_norm or None, sum(chances) / len(chances), gold_log_likelihoods)
+    return TaskScores(task.name, correct, correct_norm or None, sum(chances) / len(chances), gold_log_likelihoods)
 
 
 def encode(tokenizer: Any, context: str, continuation: str) -> Pair:
@@ -88,7 +88,7 @@ def encode(tokenizer: Any, context: str, continuation: str) -> Pair:
 
 
 @torch.no_grad()
-def log_likelihoods(model: Any, pairs: list[Pair], budget: int, label: str = "score") -> tuple[Tensor, Tensor]:
+def log_likelihoods(model: Any, pairs: list[Pair], batch_tokens: int, label: str = "score") -> tuple[Tensor, Tensor]:
     """Returns the log-likelihood of each continuation given its context, and whether greedy decoding gives it.
 
     A context with several continuations is run once, and its key-value cache serves all of them; one with a single
@@ -99,7 +99,7 @@ def log_likelihoods(model: Any, pairs: list[Pair], budget: int, label: str = "sc
     Args:
         pairs: tokens of contexts and continuations. A context that makes a sequence longer than the model's context is cut
             from the left.
-        budget: tokens run at once; a single context with its continuations may be more.
+        batch_tokens: tokens run at once; a single context with its continuations may be more.
         label: title of the progress bar.
 
     Returns:
@@ -110,11 +110,11 @@ def log_likelihoods(model: Any, pairs: list[Pair], budget: int, label: str = "sc
     """
     values, greedy = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.bool)
     with tqdm(total=len(pairs), desc=label, unit="continuation") as progress:
-        for batch in _batches(_prompts(pairs, model.config.get_text_config()), budget):
+        for batch in _batches(_prompts(pairs, model.config.get_text_config()), batch_tokens):
             rows = [row for prompt in batch for row in prompt.continuations]
             for row, logits in zip(rows, _run(model, batch), strict=True):
                 gold = torch.tensor(row.tokens[-row.scored :], device=logits.device)
-                values[row.index] = -losses(logits[None], gold[None]).sum(dtype=torch.float64)
+                values[row.index] = -token_losses(logits[None], gold[None]).sum(dtype=torch.float64)
                 greedy[row.index] = (logits.argmax(-1) == gold).all()
             progress.update(len(rows))
     if values.isnan().any():
@@ -143,12 +143,12 @@ def _prompts(pairs: list[Pair], config: Any) -> list[Prompt]:
     return sorted(prompts, key=lambda prompt: (prompt.longest(), len(prompt.context)), reverse=True)
 
 
-def _batches(prompts: list[Prompt], budget: int) -> Iterator[list[Prompt]]:
-    """Neighbours, as many as the budget of tokens allows, and as long as they are similar enough to be run together."""
+def _batches(prompts: list[Prompt], batch_tokens: int) -> Iterator[list[Prompt]]:
+    """Groups of consecutive prompts: as many as fit into a batch, while their lengths are similar enough to pad them."""
     batch: list[Prompt] = []
     for prompt in prompts:
         together = [*batch, prompt]
-        if batch and _tokens(together) > min(budget, WASTE * sum(_tokens([p]) for p in together)):
+        if batch and _tokens(together) > min(batch_tokens, WASTE * sum(_tokens([p]) for p in together)):
             yield batch
             together = [prompt]
         batch = together

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a fine-tuning: the best weights are kept, and progress is shown."""
+"""Callbacks of a fine-tuning: they keep the best weights, and show progress."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The windows that bypasses are trained on, and those held out to judge them by."""
+"""The LightningDataModule of a distillation: training windows and held-out windows."""
 
 from collections.abc import Iterator
 
@@ -56,7 +56,7 @@ class DistillationData(LightningDataModule):
 
 
 def held_out(windows: int) -> Tensor:
-    """Returns which windows are held out, as booleans."""
+    """Returns which windows are held out, as booleans (windows)."""
     return torch.arange(windows) % HELD_OUT == 0
 
 

@@ -1,4 +1,4 @@
-"""Trains all bypasses of a model together, towards the dense model that it was: what Lightning is told of it."""
+"""The LightningModule that trains all bypasses of a model together, by distillation from the dense model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +20,11 @@ from subfit.model.submodules import decoder_layers
 
 
 class Distillation(LightningModule):
-    """Brings a model with replacements nearer to itself without them.
+    """Trains a model with replacements to give the next-token distributions of the model without them.
 
-    Teacher and student are one model. It is not a part of this module, whose parameters, and checkpoints, are float32 master
-    weights of the bypasses alone. While it is trained, the model's own parameters get no gradients; afterwards, and after an
-    error, it has the trained weights.
+    Teacher and student are one model, with the replacements off and on. The model is not registered in this module: its
+    parameters and checkpoints are float32 master weights of the bypasses alone. During training, the model's own parameters
+    get no gradients; afterwards, and after an error, the model has the trained weights.
 
     It works in any Trainer that counts in steps:
 
@@ -65,7 +65,7 @@ class Distillation(LightningModule):
         self._frozen: list[nn.Parameter] = []
 
     def setup(self, stage: str) -> None:
-        """Moves the model to the Trainer's device, and lets none of its parameters ask for a gradient."""
+        """Moves the model to the Trainer's device and freezes its parameters."""
         self._shared[0].to(self.device)
         self._frozen += [parameter for parameter in self._shared[0].parameters() if parameter.requires_grad]
         for parameter in self._frozen:
@@ -133,7 +133,7 @@ class Distillation(LightningModule):
 
 
 class _RestoreOnException(Callback):
-    """Lightning tells callbacks, but not modules, of an exception."""
+    """Restores the model after an exception, of which Lightning tells callbacks, but not modules."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         pl_module.teardown("fit")

@@ -29,7 +29,7 @@ def fine_tune(calibration: Calibration, switches: list[Switch], settings: FineTu
     """Trains the bypasses of a model, in place, to where its held-out divergence from the dense model is lowest.
 
     Where the closed-form fit is best, it stays. Where training fails, whatever the reason, the best weights so far stay.
-    Only what stands at the sites is trained, not a bypass that is merged into another site, nor a retrained layer.
+    Only bypasses at the sites are trained, not maps folded into other weights, nor retrained layers.
 
     Args:
         switches: the replacements, all on; if there are adapters, they are added at the end.

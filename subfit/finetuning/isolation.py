@@ -1,4 +1,4 @@
-"""Contexts that leave a process, and what a run logs with, as they were, whatever Lightning does in it."""
+"""Context managers that undo what Lightning changes in the process and in the loggers."""
 
 import logging
 import signal

@@ -15,12 +15,10 @@ its dotted path or its file: `losses: {my_package.losses.reverse_kl: 0.5}` or `l
         return batch.mean_over_tokens(lambda q, p, following: (q.exp() * (q - p)).sum())
 """
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from torch import Tensor
 
 from subfit.errors import SubFitError
 from subfit.finetuning.chunked_loss import TokenLoss, mean_over_tokens
+from subfit.options.importing import module_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Batch:
         return mean_over_tokens(self.model, self.student, self.teacher, self.tokens, [loss], [1.0])[0]
 
 
-Loss = Callable[[Batch], Tensor]
+BatchLoss = Callable[[Batch], Tensor]
 
 
 def kl_divergence(q: Tensor, p: Tensor, following: Tensor) -> Tensor:
@@ -108,7 +107,7 @@ def _relative_error(stream: Tensor, goal: Tensor) -> Tensor:
     return ((stream - goal).square().mean((1, 2)) / goal.square().mean((1, 2))).mean()
 
 
-def find_loss(name: str) -> Loss:
+def find_loss(name: str) -> BatchLoss:
     """Returns the loss that a dotted path, or `file.py:function`, stands for.
 
     Raises:
@@ -118,20 +117,11 @@ def find_loss(name: str) -> Loss:
     if not found:
         place, _, function = name.rpartition(".")
     try:
-        module = _module_from(Path(place)) if found else import_module(place)
-        loss: Loss = getattr(module, function)
+        module = module_of(Path(place)) if found else import_module(place)
+        loss: BatchLoss = getattr(module, function)
     except Exception as error:  # whatever the imported code raises
         reason = f"{type(error).__name__}: {error}"
         raise SubFitError(f"finetune.losses: {name} is no function that can be imported ({reason})") from error
     if not callable(loss):
         raise SubFitError(f"finetune.losses: {name} is no function")
     return loss
-
-
-def _module_from(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise SubFitError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,4 +1,4 @@
-"""The parameters that are trained, apart from the model that uses them."""
+"""Float32 master weights of the trained parameters."""
 
 from collections.abc import Iterable
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class MasterWeights(nn.ParameterList):
-    """Float32 copies of the parameters of some modules, from which these take their weights as long as they are trained.
+    """Float32 master weights of some modules, which use them, rounded, during training.
 
-    Steps of training that are smaller than the resolution of bfloat16 are not lost, and the model computes with the rounded
-    weights that it will be saved with. A parameter that several modules share has one copy.
+    Updates smaller than the resolution of bfloat16 are not lost, and the model computes with the rounded weights that it
+    will be saved with. A parameter that several modules share has one copy.
 
     Args:
         modules: the modules; those that they have in common count once.

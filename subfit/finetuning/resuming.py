@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
 
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
 from subfit.finetuning.master_weights import MasterWeights
+from subfit.model.digests import tensor_bytes, tensor_digest
 from subfit.model.processes import full_tensor
 from subfit.model.replacing import Replacement, Switch, switched_off
 
@@ -37,12 +37,12 @@ def run_identity(calibration: Calibration, switches: list[Switch], weights: Mast
     digest = hashlib.sha256()
     with switched_off(switches):
         for parameter in calibration.model.parameters():
-            digest.update(_bytes(full_tensor(parameter.detach()).flatten()[:1024].float()))
+            digest.update(tensor_bytes(full_tensor(parameter.detach()).flatten()[:1024].float()))
     return {
         "model": digest.hexdigest(),
         "selection": [switch.site.name for switch in switches if isinstance(switch, Replacement)],
         "bypasses": [list(weight.shape) for weight in weights],
-        "calibration": hashlib.sha256(_bytes(calibration.tokens)).hexdigest(),
+        "calibration": tensor_digest(calibration.tokens),
     }
 
 
@@ -55,7 +55,3 @@ def check_state(path: str, identity: dict[str, Any]) -> None:
     for what, own in identity.items():
         if found.get(what) != own:
             raise SubFitError(f"the checkpoint {path} is of another run: its {what} differs")
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.cpu().contiguous().numpy().tobytes()

@@ -1,6 +1,5 @@
 """Lightning's Trainer for a fine-tuning, from the arguments that are given for it."""
 
-import difflib
 import inspect
 
 import torch
@@ -9,7 +8,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, did_you_mean
 from subfit.finetuning.lora import check_layers
 from subfit.finetuning.losses import find_loss
 from subfit.finetuning.optimization import lr_scheduler_callable, optimizer_callable
@@ -30,9 +29,8 @@ def check_settings(settings: FineTuning, model: nn.Module | None = None) -> None
     known = inspect.signature(Trainer).parameters
     for name, value in settings.trainer.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known.keys() - OWNED.keys(), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise SubFitError(f"finetune.trainer: Lightning's Trainer has no argument {name!r}{hint}")
+            hint = did_you_mean(name, known.keys() - OWNED.keys()).rstrip()
+            raise SubFitError(f"finetune.trainer: Lightning's Trainer has no argument {name!r}{hint and f'; {hint}'}")
         parse_value(known[name].annotation, value, f"finetune.trainer.{name}")
     optimizer_callable(settings)
     lr_scheduler_callable(settings, settings.trainer["max_steps"])

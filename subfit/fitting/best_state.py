@@ -1,4 +1,4 @@
-"""What every training keeps: the state that was best on data held out from it."""
+"""Keeps the state with the lowest error on held-out data, for every kind of training."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar

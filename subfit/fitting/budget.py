@@ -10,7 +10,7 @@ from subfit.errors import SubFitError
 from subfit.fitting.costs import Unit, bypass_costs, check_unit, site_costs
 from subfit.model.submodules import KINDS, Kind, Site
 
-ROUNDING = 1e-9  # share of a goal that sums of what sites save may miss it by
+ROUNDING = 1e-9  # relative error of a sum of savings
 
 
 class Budget:

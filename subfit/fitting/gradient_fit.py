@@ -1,7 +1,7 @@
-"""Gradient descent on what a bypass reads and what it is to give.
+"""Fits a module by gradients to pairs of inputs and targets.
 
-A plain loop: the modules are small and many, and a Trainer makes a step of theirs more than twice as long (2.1 s instead of
-0.8 s for 100 steps of 1024 tokens, width 576, rank 60). It shares with the fine-tuning how the best state is kept.
+It is a plain loop, as the modules are small and many: in a Trainer, a step takes more than twice as long (2.1 s instead of
+0.8 s for 100 steps of 1024 tokens, width 576, rank 60). As in fine-tuning, `BestState` keeps the best state.
 """
 
 import copy
@@ -26,10 +26,10 @@ def fit_by_gradient(
     batch: int,
     seed: int,
 ) -> None:
-    """Trains a module in place, to where it is best on a tenth of the tokens that it is not trained on.
+    """Trains a module in place by AdamW, and keeps the state with the lowest loss on a held-out tenth of the tokens.
 
-    Where it starts counts too, so it never gets worse on them, even if training diverges; with fewer than ten tokens there
-    is nothing to judge by, and it stays as it is.
+    The state at the start counts too, so the held-out loss never rises, even if training diverges. With fewer than ten
+    tokens nothing can be held out, and the module stays as it is.
 
     Args:
         loss: the mean loss of the module on some of the inputs and targets.

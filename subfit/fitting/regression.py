@@ -11,7 +11,7 @@ from torch import Tensor
 
 from subfit.calibration.moments import Moments
 
-ROUNDING = 1e-12  # what centring leaves of a constant, as a share of its mean square, is less
+ROUNDING = 1e-12  # centring leaves less than this share of a constant's mean square
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def rank_gains(c: Centred, ridge: float) -> Tensor:
 
 
 def allocate_ranks(gains: list[Tensor], total: int) -> list[int]:
-    """Spreads `total` units of rank over sites, at least one each, so that the gains they bring have the largest sum.
+    """Spreads `total` units of rank over sites, at least one each, so that the sum of their gains is largest.
 
     Taking the largest first is optimal, since the gains (d) of each site descend.
     """

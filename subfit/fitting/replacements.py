@@ -1,4 +1,4 @@
-"""From a fitted module to what stands in the model: checked, and with the variance that it explains."""
+"""Fits one substitute, checks what was fitted, and makes it a replacement in the model."""
 
 import copy
 from typing import Any

@@ -115,7 +115,7 @@ def statistics_files(calibration: Calibration) -> Iterator[StatisticsFiles]:
 
 
 def _has_common_moments(bypass: Bypass) -> bool:
-    """Whether a bypass is fitted from the moments that all bypasses have in common which read the same."""
+    """Whether a bypass is fitted from the moments of what it reads, which it has in common with other bypasses."""
     return bypass.statistics is StreamingMoments and has_default_features(bypass)
 
 

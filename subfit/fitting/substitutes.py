@@ -1,4 +1,4 @@
-"""Substitutes that are not one module in the place of one branch, and which substitute each selected site gets."""
+"""Substitutes other than a `Bypass`, and the plan: which substitute each selected site gets."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What it would cost to replace sites: the loss, and the KL divergence from the dense model, with bypasses in place."""
+"""The loss, and the KL divergence from the dense model, with bypasses in the places of some sites on trial."""
 
 from collections.abc import Collection, Iterable
 
@@ -7,9 +7,10 @@ from tqdm.auto import tqdm
 
 from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration
-from subfit.evaluation.divergence import divergence, next_token_loss
+from subfit.evaluation.divergence import divergence_sum, next_token_loss_sum
 from subfit.fitting.one_shot import fit_one_shot
 from subfit.fitting.substitutes import Plan
+from subfit.model.replacing import BypassReplacement
 from subfit.model.residual_stream import ResidualStream
 from subfit.model.submodules import Site
 
@@ -17,8 +18,8 @@ from subfit.model.submodules import Site
 class Trials:
     """A bypass for every site, fitted on the dense stream, which can be tried in any combination.
 
-    A trial resumes from the stream that enters the candidate's layer: the layers before it are run once for all trials. What
-    was tried once is remembered, for the same search within another budget.
+    A trial resumes from the stream that enters the first layer of its sites: the layers before it are run once for all
+    trials. Results are remembered, for the same search within another budget.
 
     Args:
         calibration: the model and its calibration tokens, all of which are fitted on.
@@ -32,8 +33,8 @@ class Trials:
         self.calibration = calibration
         plan: Plan = dict.fromkeys(calibration.sites, bypass)
         self.replacements = {replacement.site: replacement for replacement in fit_one_shot(calibration, plan)}
-        self.tokens = calibration.some(windows, length)
-        stream = self._finish(self._start())
+        self.tokens = calibration.subset(windows, length)
+        stream = self._run_to_end(self._start())
         with torch.no_grad():
             self._reference = [stream.logits(batch) for batch in stream.batches]
         self._known: dict[tuple[str, frozenset[Site]], float] = {}  # by the measure and all sites that were bypassed
@@ -54,7 +55,7 @@ class Trials:
     def costs(
         self, chosen: Collection[Site], pool: Iterable[Collection[Site]], measure: str = "kl", show: bool = True
     ) -> list[float]:
-        """Returns what it costs to bypass the `chosen` sites and one group of the `pool` together, for each group.
+        """Returns the loss or the divergence with the `chosen` sites and one group of the `pool` bypassed, for each group.
 
         Args:
             chosen: sites that are bypassed in every trial.
@@ -63,8 +64,8 @@ class Trials:
             show: whether to show a progress bar.
         """
         wanted = [(measure, frozenset((*chosen, *group))) for group in pool]
-        added = {trial: [self.replacements[s] for s in trial[1].difference(chosen)] for trial in wanted}
-        first = {trial: min((r.site.layer for r in added[trial]), default=0) for trial in added if trial not in self._known}
+        added = {t: [self.replacements[s] for s in t[1].difference(chosen)] for t in wanted if t not in self._known}
+        first = {trial: min((r.site.layer for r in replacements), default=0) for trial, replacements in added.items()}
         for site in chosen:
             self.replacements[site].on()
         try:
@@ -72,20 +73,25 @@ class Trials:
             for trial in tqdm(sorted(first, key=first.__getitem__), desc="try", unit="trial", disable=not show or not first):
                 while stream.position < first[trial]:
                     stream.step()
-                for replacement in added[trial]:
-                    replacement.on()
-                self._known[trial] = self._measure(self._finish(stream.fork()), measure)
-                for replacement in added[trial]:
-                    replacement.off()
-            return [self._known[trial] for trial in wanted]
+                self._known[trial] = self._try(added[trial], stream, measure)
         finally:
             for replacement in self.replacements.values():
                 replacement.off()
+        return [self._known[trial] for trial in wanted]
+
+    def _try(self, replacements: list[BypassReplacement], stream: ResidualStream, measure: str) -> float:
+        """The measure with some further replacements on, from a stream that none of them has changed yet."""
+        for replacement in replacements:
+            replacement.on()
+        found = self._measure(self._run_to_end(stream.fork()), measure)
+        for replacement in replacements:
+            replacement.off()
+        return found
 
     def _start(self) -> ResidualStream:
         return ResidualStream(self.calibration.model, self.tokens, self.calibration.batch_size)
 
-    def _finish(self, stream: ResidualStream) -> ResidualStream:
+    def _run_to_end(self, stream: ResidualStream) -> ResidualStream:
         while stream.position < len(stream.layers):
             stream.step()
         return stream
@@ -95,13 +101,13 @@ class Trials:
         for batch, reference in zip(stream.batches, self._reference, strict=True):
             logits = stream.logits(batch)
             total += float(
-                divergence(logits, reference) if measure == "kl" else next_token_loss(logits, stream.tokens[batch])
+                divergence_sum(logits, reference) if measure == "kl" else next_token_loss_sum(logits, stream.tokens[batch])
             )
         return total / self.tokens[:, 1:].numel()
 
 
 def trial_costs(calibration: Calibration, bypass: Bypass, windows: int, length: int, measure: str) -> dict[Site, float]:
-    """Returns what it costs to bypass each site alone; see `Trials`."""
+    """Returns the loss or the divergence with each site alone bypassed; see `Trials.costs`."""
     trials = Trials.of(calibration, bypass, windows, length)
     costs = trials.costs((), [[site] for site in calibration.sites], measure)
     return dict(zip(calibration.sites, costs, strict=True))

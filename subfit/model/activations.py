@@ -1,4 +1,4 @@
-"""What passes a branch when the model runs."""
+"""The tensors that a branch reads and gives when the model runs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress

@@ -19,7 +19,7 @@ SLACK = 1.05  # a checkpoint's size over that of its weights: tokenizer, configu
 
 
 def check_free(output: str) -> None:
-    """Raises SubFitError if `output` cannot become a new folder; said before any work is done."""
+    """Raises SubFitError if `output` cannot become a new folder; to be called before any work."""
     path = Path(output)
     if path.exists() or path.is_symlink():
         raise SubFitError(f"the output folder {output} exists; give a new one, or remove it")

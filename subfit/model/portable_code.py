@@ -1,4 +1,4 @@
-"""The source of plug-ins' module classes, as a checkpoint carries it: what they need of their file, and nothing else.
+"""The source code of plug-ins' module classes for a checkpoint: the classes, and what they need of their file.
 
 A checkpoint opens where neither the plug-in nor `subfit` is installed. A plug-in file as a whole imports `subfit`; a module
 class in it needs only what its code names: imports, constants, functions, base classes, and what these name in turn.
@@ -8,7 +8,6 @@ import ast
 import builtins
 import inspect
 import json
-import symtable
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,13 +16,14 @@ from torch import nn
 
 from subfit.errors import SubFitError
 from subfit.model import modeling_subfit
+from subfit.model.source_names import SourceNames
 
 OURS = modeling_subfit.__name__
-LIBRARIES = ("torch", "transformers")  # which whoever opens a checkpoint has
+LIBRARIES = ("torch", "transformers")  # installed wherever a checkpoint is opened
 
 
 def portable_source(modules: Iterable[nn.Module]) -> str:
-    """Returns the code to append to `modeling_subfit.py` so that it holds the classes of all these modules; "" if it does.
+    """Returns the code to append to `modeling_subfit.py` so that it defines the classes of these modules; "" if it does.
 
     Args:
         modules: fitted bypasses; the modules in them count, too.
@@ -57,7 +57,7 @@ def _described(module: nn.Module) -> Iterator[nn.Module]:
 
 def _statements(classes: list[type]) -> list[str]:
     """The statements that define some classes, each once, in an order in which they can be run."""
-    taken = _Names(Path(modeling_subfit.__file__ or ""))
+    taken = SourceNames(Path(modeling_subfit.__file__ or ""))
     found: dict[str, str] = {}  # by the name that each defines
     for wanted in classes:
         if wanted.__module__.partition(".")[0] in LIBRARIES:
@@ -81,7 +81,7 @@ def _pieces(wanted: type) -> dict[str, str]:
     file = getattr(sys.modules.get(wanted.__module__), "__file__", None)
     if "<locals>" in wanted.__qualname__ or file is None or not Path(file).is_file():
         raise _refused(wanted, "it must be defined at the top level of a .py file")
-    names = _Names(Path(file))
+    names = SourceNames(Path(file))
     pieces: dict[str, str] = {}
     for name in names.needed(wanted.__qualname__.partition(".")[0]):
         statement = names.statements[name]
@@ -106,74 +106,6 @@ def _check_import(wanted: type, statement: ast.Import | ast.ImportFrom, file: Pa
     if package == "subfit" or relative or beside:
         why = "is not installed where the checkpoint is opened; define what is needed in the class's own file"
         raise _refused(wanted, f"it needs `{text}`, which {why}")
-
-
-class _Names:
-    """The names that a Python file defines at its top level.
-
-    Attributes:
-        statements: by name, the statement that defines it; of several, the last.
-    """
-
-    def __init__(self, file: Path):
-        self._source = file.read_text(encoding="utf-8")
-        tree = ast.parse(self._source)
-        self._places = {id(statement): place for place, statement in enumerate(tree.body)}
-        self.statements = {name: statement for statement in tree.body for name in _defined(statement)}
-
-    def needed(self, name: str) -> list[str]:
-        """Returns a name of the file and those that its statement needs, in the order of the file."""
-        found, waiting = set[str](), [name]
-        while waiting:
-            current = waiting.pop()
-            if current not in self.statements or current in found:
-                continue
-            found.add(current)
-            waiting += _globals(symtable.symtable(ast.unparse(self.statements[current]), "", "exec"))
-        return sorted(found, key=lambda each: self._places[id(self.statements[each])])
-
-    def imported(self, name: str) -> str:
-        """Returns what a name is called where it is imported from."""
-        return next(alias.name for alias in _aliases(self.statements[name]) if (alias.asname or alias.name) == name)
-
-    def text(self, name: str) -> str:
-        """Returns the source of the statement that defines a name; of an import, what concerns this name."""
-        statement = self.statements[name]
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            kept = [alias for alias in statement.names if _bound(alias) == name]
-            if isinstance(statement, ast.ImportFrom):
-                return ast.unparse(ast.ImportFrom(statement.module, kept, statement.level))
-            return ast.unparse(ast.Import(kept))
-        first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
-        return "\n".join(self._source.splitlines()[first - 1 : statement.end_lineno])
-
-
-def _globals(table: symtable.SymbolTable) -> list[str]:
-    """The names that code takes from its module."""
-    top = table.get_type() == "module"
-    own = [s.get_name() for s in table.get_symbols() if (s.is_referenced() if top else s.is_global())]
-    return [*own, *(name for inner in table.get_children() for name in _globals(inner))]
-
-
-def _aliases(statement: ast.stmt) -> list[ast.alias]:
-    return statement.names if isinstance(statement, ast.Import | ast.ImportFrom) else []
-
-
-def _bound(alias: ast.alias) -> str:
-    """The name that an import defines."""
-    return alias.asname or alias.name.partition(".")[0]
-
-
-def _defined(statement: ast.stmt) -> list[str]:
-    """The names that a top-level statement defines, those inside an `if` or a `try` included."""
-    if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-        return [statement.name]
-    if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
-        return []
-    found = [_bound(alias) for node in ast.walk(statement) for alias in _aliases(node)]  # type: ignore[arg-type]
-    inner = [node for node in ast.walk(statement) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    stored = [node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
-    return [*found, *(node.name for node in inner), *stored]
 
 
 def _check_build(source: str, examples: dict[type, nn.Module]) -> None:

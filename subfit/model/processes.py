@@ -24,9 +24,9 @@ def is_rank_zero() -> bool:
 
 
 def init_process_group(device: torch.device) -> None:
-    """From here on, the processes that torchrun has started work together, if it has started several.
+    """Initialises the process group if torchrun has started several processes: from here on, they work together.
 
-    What is summed over tokens, by metrics of torchmetrics and by `total`, is then summed over all of them.
+    What is summed over tokens, by metrics of torchmetrics and by `all_reduce_sum`, is then summed over all of them.
     """
     if distributed.is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1" and not distributed.is_initialized():
         if device.type == "cuda":
@@ -36,13 +36,13 @@ def init_process_group(device: torch.device) -> None:
 
 
 def destroy_process_group() -> None:
-    """From here on, each process works alone."""
+    """Destroys the process group, if there is one: from here on, each process works alone."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def shard_model(model: nn.Module, device: torch.device) -> None:
-    """Divides the weights of the decoder layers among the processes, and moves the model to their devices.
+    """Shards the weights of the decoder layers among the processes, and moves the model to their devices.
 
     A layer's weights are gathered while it runs (FSDP, arXiv 2304.11277); the embedding and the head are whole everywhere.
 

@@ -104,7 +104,7 @@ class ResidualStream:
             pass
 
     def advance(self) -> Iterator[slice]:
-        """Moves all tokens through the current layer; yields each batch once it was run, for who watches the layer.
+        """Moves all tokens through the current layer; yields each batch once it was run, when hooks have seen it.
 
         The batch is overwritten only after that: what was seen before the layer is still as it was.
 

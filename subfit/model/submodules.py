@@ -89,7 +89,7 @@ def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def probe(model: Any) -> None:
-    """Runs a model on two tokens, for who watches its modules."""
+    """Runs a model on two tokens, so that hooks see the calls of its modules."""
     rows = model.get_input_embeddings().weight.shape[0]
     tokens = torch.tensor([[rows // 3, rows // 2]], device=next(model.parameters()).device)  # no special tokens
     model(tokens, use_cache=False)

@@ -1,11 +1,9 @@
 """Checks that a written checkpoint is the model that it was written from, by what was written alone."""
 
-import importlib.util
 import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from subfit.errors import SubFitError
 from subfit.model.processes import full_tensor
+from subfit.options.importing import import_file
 
 TOKENS = 8
 
@@ -46,7 +45,7 @@ def verify(folder: Path, weights: Mapping[str, Tensor], logits: Tensor, device: 
     """
     name = f"modeling_subfit_{uuid.uuid4().hex}"
     try:
-        module = _imported(name, folder / "modeling_subfit.py")
+        module = import_file(folder / "modeling_subfit.py", name)
         config = module.SubFitConfig.from_pretrained(folder)
         found = module.SubFitForCausalLM.from_pretrained(folder, config=config, dtype="auto").eval()
         loaded, distance = found.state_dict(), _distance(sample_logits(found), logits)
@@ -76,12 +75,3 @@ def _is_rounding(distance: float, logits: Tensor) -> bool:
 
 def _equal(loaded: Tensor, saved: Tensor) -> bool:
     return loaded.dtype == saved.dtype and torch.equal(loaded.cpu(), saved.cpu())
-
-
-def _imported(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module

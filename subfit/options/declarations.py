@@ -1,4 +1,4 @@
-"""What source files declare, read without importing them: help and lists do not wait for torch."""
+"""Reads what source files declare without importing them, so that help and lists do not wait for torch."""
 
 import ast
 import inspect
@@ -34,7 +34,7 @@ class Class:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """The classes of a source file by their names, and from where each imported name comes: (module, name)."""
 
     classes: dict[str, Class] = field(default_factory=dict)
@@ -43,14 +43,14 @@ class Source:
 
 
 @cache
-def read(path: Path) -> Source:
+def read(path: Path) -> SourceFile:
     """Returns what a source file declares.
 
     Raises:
         OSError, SyntaxError, ValueError: if it cannot be read, or is not Python.
     """
     tree = ast.parse(path.read_bytes(), str(path))
-    source = Source({node.name: _class(node) for node in tree.body if isinstance(node, ast.ClassDef)})
+    source = SourceFile({node.name: _class(node) for node in tree.body if isinstance(node, ast.ClassDef)})
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             source.imports.update({name.asname or name.name: (node.module, name.name) for name in node.names})
@@ -88,7 +88,7 @@ def papers(documentation: str) -> list[str]:
     return list(dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{5})", documentation)))
 
 
-def summary(documentation: str) -> str:
+def first_paragraph(documentation: str) -> str:
     """Returns the first paragraph of a documentation as one line."""
     return " ".join(documentation.partition("\n\n")[0].split())
 

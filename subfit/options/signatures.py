@@ -1,4 +1,4 @@
-"""Objects from plain data: what a configuration says of a class of Lightning's or torch's, checked against its signature."""
+"""Makes objects of Lightning's and torch's classes from plain data, checked against the signatures of the classes."""
 
 import re
 from typing import Any, NoReturn
@@ -9,7 +9,7 @@ from subfit.errors import SubFitError
 
 
 class _Parser(ArgumentParser):
-    """Says in one line what is wrong with a value."""
+    """Raises a user error of one line for a wrong value."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         reasons = re.findall(r"^    - (.*)", str(message), flags=re.MULTILINE)  # one for each type that it could have had

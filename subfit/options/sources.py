@@ -1,7 +1,6 @@
-"""Where options come from: mappings, files and presets; and how several make one."""
+"""Reads options from mappings, files and presets, and merges them."""
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, did_you_mean
 from subfit.strategy import Strategy
 
 PACKAGE = Path(__file__).parents[1]
@@ -65,20 +64,25 @@ def describe_preset(path: Path) -> str:
     return re.split(r"(?<=[^.]{3}\.)\s(?=[A-Z])", " ".join(comment))[0]
 
 
-def read_source(name: str) -> dict[str, Any]:
+def read_source(name: str, folder: Path = Path()) -> dict[str, Any]:
     """Returns the options in a preset, a YAML or JSON file, or the record of a run (`compression.json`).
 
     A preset's name comes before a file's; a path is always a file.
+
+    Args:
+        name: the preset's name, or the path of the file.
+        folder: what the path is relative to.
 
     Raises:
         SubFitError: if there is none of this name, or it cannot be read.
     """
     known = presets()
-    if name not in known and not Path(name).exists() and not Path(name).suffix and Path(name).name == name:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise SubFitError(f"there is no preset and no file {name!r}; {hint}presets are {', '.join(sorted(known))}")
-    content = read_mapping(str(known.get(name, name)))
+    path = folder / name
+    if name not in known and not path.exists() and not path.suffix and Path(name).name == name:
+        raise SubFitError(
+            f"there is no preset and no file {name!r}; {did_you_mean(name, known)}presets are {', '.join(sorted(known))}"
+        )
+    content = read_mapping(str(known.get(name, path)))
     return content["configuration"] if isinstance(content.get("configuration"), dict) else content
 
 

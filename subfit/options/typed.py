@@ -1,19 +1,16 @@
 """Values from plain data, by the types that annotations give: one set of rules for Python, files and the command line."""
 
 import dataclasses
-import difflib
 import inspect
 import os
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 
-from subfit.errors import SubFitError
-from subfit.options import declarations
+from subfit.errors import SubFitError, did_you_mean
+from subfit.options.annotations import describe_annotation, fits, hints, is_mapping, is_sequence
 from subfit.options.sources import Text, parse
 from subfit.strategy import Strategy
 
@@ -37,18 +34,18 @@ def typed(hint: Any, value: Any, place: str, make: Make, default: Any = None) ->
         return _untyped(value)
     if isinstance(value, Text):
         value = _from_text(hint, value)
-    if not _fits(hint, value):
-        raise SubFitError(f"{place} is {value!r}; it must be {describe(hint)}")
+    if not fits(hint, value):
+        raise SubFitError(f"{place} is {value!r}; it must be {describe_annotation(hint)}")
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return _of_union([member for member in inner if _fits(member, value)], value, place, make, default)
+        return _of_union([member for member in inner if fits(member, value)], value, place, make, default)
     if isinstance(hint, type) and issubclass(hint, Strategy):
         return make(hint, value, place, default)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return hint(**arguments(hint, value, place, make))  # type: ignore[operator]  # it is a class
-    if _is_mapping(origin) and len(inner) == 2:
+        return hint(**typed_arguments(hint, value, place, make))  # type: ignore[operator]  # it is a class
+    if is_mapping(origin) and len(inner) == 2:
         return {key: typed(inner[1], item, f"{place}.{key}", make) for key, item in value.items()}
-    if _is_sequence(origin) and inner:
+    if is_sequence(origin) and inner:
         made = [typed(inner[0], item, f"{place}[{index}]", make) for index, item in enumerate(value)]
         return tuple(made) if origin is tuple else made
     if hint is float:
@@ -56,7 +53,7 @@ def typed(hint: Any, value: Any, place: str, make: Make, default: Any = None) ->
     return os.fspath(value) if hint is str else value
 
 
-def arguments(what: Any, given: Mapping[str, Any], place: str, make: Make, owner: str = "") -> dict[str, Any]:
+def typed_arguments(what: Any, given: Mapping[str, Any], place: str, make: Make, owner: str = "") -> dict[str, Any]:
     """Returns the arguments of a class or a function, made by their annotations from those that are given.
 
     Args:
@@ -82,7 +79,9 @@ def arguments(what: Any, given: Mapping[str, Any], place: str, make: Make, owner
         made[name] = typed(annotations.get(name, Any), value, f"{place}.{name}" if place else name, make, default)
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in made:
-            raise SubFitError(f"{owner or place}: {name} is missing; it must be {describe(annotations.get(name, Any))}")
+            raise SubFitError(
+                f"{owner or place}: {name} is missing; it must be {describe_annotation(annotations.get(name, Any))}"
+            )
     return made
 
 
@@ -91,62 +90,9 @@ def check_known(given: Iterable[str], known: Iterable[str], place: str = "") -> 
     known = list(known)
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(str(name), known)
             before = f"{place}: " if place else ""
             raise SubFitError(f"{before}unknown option {name!r}; {hint}options are {', '.join(known) or 'none'}")
-
-
-def hints(what: Any) -> dict[str, Any]:
-    """Returns the annotations of a class or a function as types, those that only a type checker imports included.
-
-    Raises:
-        SubFitError: if one names what is not there.
-    """
-    imported: dict[str, Any] = {}
-    while True:
-        try:
-            return get_type_hints(what, localns=imported)
-        except NameError as error:
-            for source in _sources(what):
-                if error.name in source.imports and error.name not in imported:
-                    module, name = source.imports[error.name]
-                    imported[error.name] = getattr(import_module(module), name)
-                    break
-            else:
-                raise SubFitError(
-                    f"{what.__qualname__} ({what.__module__}): its annotations name {error.name!r}, which is not there"
-                ) from error
-
-
-def describe(hint: Any) -> str:
-    """Returns in words what an annotation asks for."""
-    origin, inner = get_origin(hint), get_args(hint)
-    simple = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "a string",
-        type(None): "null",
-        None: "null",
-    }
-    if hint in simple:
-        return simple[hint]
-    if origin is Literal:
-        return " or ".join(str(value) for value in inner)
-    if hint is Callable or origin is Callable:
-        return "a function or a class"
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(member) for member in inner)
-    if dataclasses.is_dataclass(hint):
-        return f"a mapping of {', '.join(f.name for f in dataclasses.fields(hint) if f.init)}"
-    if _is_mapping(origin or hint):
-        return "a mapping"
-    if _is_sequence(origin or hint):
-        return "a list"
-    if isinstance(hint, type) and issubclass(hint, Strategy):
-        return f"a {hint.__name__}: an object, a name, or a mapping with class_path and init_args"
-    return getattr(hint, "__name__", str(hint))
 
 
 def _of_union(members: list[Any], value: Any, place: str, make: Make, default: Any) -> Any:
@@ -175,49 +121,4 @@ def _from_text(hint: Any, text: Text) -> Any:
         read = parse(text)
     except yaml.YAMLError:
         return str(text)
-    return read if not isinstance(read, str) and _fits(hint, read) else str(text)
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    """Whether a value is, at first sight, of the type that an annotation says."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint is None or hint is type(None):
-        return value is None
-    if origin in (Union, types.UnionType):
-        return any(_fits(member, value) for member in inner)
-    if origin is Literal:
-        return any(value == allowed and type(value) is type(allowed) for allowed in inner)
-    if hint is Callable or origin is Callable:
-        return callable(value)
-    if hint in (bool, int, float):
-        return isinstance(value, (int, float) if hint is float else hint) and isinstance(value, bool) == (hint is bool)
-    if hint is str or hint is Path:
-        return isinstance(value, str | os.PathLike)
-    if _is_mapping(origin or hint):
-        return isinstance(value, Mapping)
-    if _is_sequence(origin or hint):
-        return isinstance(value, list | tuple)
-    if dataclasses.is_dataclass(hint):
-        return isinstance(value, hint | Mapping)
-    if isinstance(hint, type) and issubclass(hint, Strategy):
-        return isinstance(value, Strategy | str | Mapping)
-    return hint in (Any, object) or not isinstance(hint, type) or isinstance(value, hint)
-
-
-def _is_mapping(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, Mapping)
-
-
-def _is_sequence(hint: Any) -> bool:
-    return hint in (list, tuple, set, frozenset, Sequence, Collection, Iterable)
-
-
-def _sources(what: Any) -> Iterator[declarations.Source]:
-    """What the files declare that a class, or what it extends, or a function are written in."""
-    for part in what.__mro__ if isinstance(what, type) else (what,):
-        try:
-            file = inspect.getsourcefile(part)
-        except TypeError:  # built in
-            continue
-        if file is not None and Path(file).is_file():
-            yield declarations.read(Path(file))
+    return read if not isinstance(read, str) and fits(hint, read) else str(text)

@@ -12,7 +12,7 @@ from typing import Any
 
 from subfit.errors import SubFitError, where
 from subfit.options.sources import merge
-from subfit.options.typed import arguments
+from subfit.options.typed import typed_arguments
 from subfit.registry.finding import INTERFACES, WORDS, add_plugin, find, interface, name_of, names
 from subfit.strategy import Strategy
 
@@ -86,7 +86,7 @@ def _from_mapping(hint: type, given: Mapping[str, Any], place: str) -> Any:
             raise SubFitError(f"{place}: {error}") from error
     else:
         raise SubFitError(f"{place} is {dict(given)!r}; it must have a class_path, the name of a {hint.__name__}")
-    known = arguments(found, given.get("init_args") or {}, place, made, f"{place} {name}")
+    known = typed_arguments(found, given.get("init_args") or {}, place, made, f"{place} {name}")
     try:
         return found(**known)
     except SubFitError:

@@ -1,10 +1,10 @@
-"""Which strategies a source file declares, told from the source alone."""
+"""Which strategies a source file declares, read from its source without importing it."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from subfit.options import declarations
-from subfit.options.declarations import Class, Source
+from subfit.options.declarations import Class, SourceFile
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ def entries_of(path: Path, interface: str, name: str, class_name: str | None = N
         class_name: the class of interest; all that extend the interface, if not given.
     """
     try:
-        classes = declarations.read(path).classes
-        found = declared(path, interface) if class_name is None else [classes[class_name]] if class_name in classes else []
+        if class_name is None:
+            found = declared_strategies(path, interface)
+        else:
+            found = [one for one in declarations.read(path).classes.values() if one.name == class_name]
         missing = declarations.missing_import(path)
     except (OSError, SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
@@ -42,13 +44,13 @@ def entries_of(path: Path, interface: str, name: str, class_name: str | None = N
     return [Entry(name if len(found) == 1 else f"{name}:{one.name}", one, problem) for one in found]
 
 
-def declared(path: Path, interface: str) -> list[Class]:
+def declared_strategies(path: Path, interface: str) -> list[Class]:
     """Returns the classes of a file that extend an interface, but those whose names begin with an underscore."""
     source = declarations.read(path)
     return [found for name, found in source.classes.items() if name[0] != "_" and _extends(source, "", name, interface)]
 
 
-def _extends(source: Source, module: str, name: str, interface: str) -> bool:
+def _extends(source: SourceFile, module: str, name: str, interface: str) -> bool:
     """Whether what is called `name` in a source file is the interface, or extends it."""
     if f"{module}.{name}" == interface:
         return True

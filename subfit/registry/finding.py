@@ -1,6 +1,5 @@
 """Finds the class that a name stands for, and the name that a class has."""
 
-import difflib
 import importlib
 import inspect
 from functools import cache
@@ -8,10 +7,11 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 
-from subfit.errors import SubFitError, where
+from subfit.errors import SubFitError, did_you_mean, where
 from subfit.options.declarations import file_of
+from subfit.options.importing import module_of
 from subfit.registry import plugins
-from subfit.registry.declared import Entry, declared, entries_of
+from subfit.registry.declared import Entry, declared_strategies, entries_of
 
 INTERFACES = {
     "scorers": "subfit.scorer.Scorer",
@@ -34,7 +34,7 @@ def add_plugin(path: str) -> None:
     """Makes the strategies of a `.py` file known by the file's name, and, where it holds several, `name:Class`.
 
     Raises:
-        SubFitError: if it cannot be imported, as far as its source tells, or holds no strategy.
+        SubFitError: if it cannot be imported, as far as its source shows, or holds no strategy.
     """
     file = Path(path)
     found = [entry for kind in INTERFACES for entry in _entries_of_plugin(kind, file)]
@@ -70,9 +70,7 @@ def find(kind: str, name: str) -> type:
     found = plugins.imported(f"{WORDS[kind]} {name!r}", lambda: _find(kind, name))
     if found is None:
         known = names(kind)
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise SubFitError(f"unknown {WORDS[kind]} {name!r}; {hint}available: {', '.join(known)}")
+        raise SubFitError(f"unknown {WORDS[kind]} {name!r}; {did_you_mean(name, known)}available: {', '.join(known)}")
     missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
     if missing:
         raise SubFitError(f"{name}: {found.__name__} lacks the method {missing} ({where(found)})")
@@ -81,13 +79,13 @@ def find(kind: str, name: str) -> type:
 
 def name_of(found: type) -> str:
     """Returns the name by which any process finds a strategy class."""
-    file = plugins.file_of(found)
+    file = plugins.plugin_file_of(found)
     if file is not None:
         return f"{file}:{found.__name__}"
     package, _, stem = found.__module__.rpartition(".")
     if not package.startswith("subfit.strategies."):
         return f"{found.__module__}.{found.__qualname__}"
-    beside = declared(Path(inspect.getfile(found)), INTERFACES[package.rpartition(".")[2]])
+    beside = declared_strategies(Path(inspect.getfile(found)), INTERFACES[package.rpartition(".")[2]])
     return f"{stem}:{found.__name__}" if len(beside) > 1 else stem
 
 
@@ -112,12 +110,12 @@ def _own_files(kind: str) -> list[Path]:
 
 
 def _entries_of_plugin(kind: str, path: Path) -> list[Entry]:
-    """The strategies of a kind that a plug-in file holds; it is imported if its source alone does not tell."""
+    """The strategies of a kind that a plug-in file holds; it is imported if its source alone does not show them."""
     if not path.is_file():
         raise SubFitError(f"plug-in file {path} does not exist")
     found = entries_of(path, INTERFACES[kind], path.stem)
-    if not found and not any(declared(path, other) for other in INTERFACES.values()):
-        found = [Entry(path.stem) for _ in _defined(kind, plugins.module_of(path))]
+    if not found and not any(declared_strategies(path, other) for other in INTERFACES.values()):
+        found = [Entry(path.stem) for _ in _defined(kind, module_of(path))]
     return found
 
 
@@ -128,9 +126,9 @@ def _find(kind: str, name: str) -> type | None:
     if len(added) > 1:
         raise SubFitError(f"{name!r} is in {' and in '.join(map(str, added))}; give the path")
     if added:
-        return _class_in(kind, plugins.module_of(added[0]), class_name)
+        return _class_in(kind, module_of(added[0]), class_name)
     if stem.endswith(".py"):
-        return _class_in(kind, plugins.module_of(Path(stem)), class_name)
+        return _class_in(kind, module_of(Path(stem)), class_name)
     if "." in stem:
         module_name, _, class_name = name.rpartition(".")
         return _class_in(kind, importlib.import_module(module_name), class_name)

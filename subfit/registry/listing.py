@@ -1,11 +1,11 @@
-"""What strategies there are, told from their sources; only one that is asked for by name is imported."""
+"""Lists the strategies from their sources; only one that is asked for by name is imported."""
 
 import inspect
 from pathlib import Path
 from typing import Any
 
 from subfit.errors import SubFitError
-from subfit.options.declarations import papers, read, summary
+from subfit.options.declarations import first_paragraph, papers, read
 from subfit.registry.declared import Entry
 from subfit.registry.finding import INTERFACES, entries, find
 
@@ -35,7 +35,7 @@ def _describe(entry: Entry) -> dict[str, Any]:
     documentation = found.documentation if found else ""
     return {
         "name": entry.name,
-        "description": entry.problem or summary(documentation),
+        "description": entry.problem or first_paragraph(documentation),
         "papers": papers(documentation),
         "parameters": [str(argument) for argument in found.arguments] if found else [],
         "documentation": documentation,

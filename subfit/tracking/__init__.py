@@ -1,1 +1,1 @@
-"""Loggers and plots."""
+"""Loggers, plots, records and their provenance, atomic files."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whoever else writes beside them."""
+"""Atomic files: complete or not there, whichever processes write beside each other."""
 
 import uuid
 from collections.abc import Iterator

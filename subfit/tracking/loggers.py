@@ -1,4 +1,4 @@
-"""Where a run is logged while it goes on: with any number of Lightning's loggers, all in the same way."""
+"""Logs a run with any number of Lightning's loggers."""
 
 import sys
 import warnings

@@ -1,4 +1,4 @@
-"""What a record says of the software that made it."""
+"""The software that made a record: versions and commit."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""A record as tables: nested mappings as one line, what is known of each site as a row."""
+"""A record as tables: one flat line for the whole, and one row for each site."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,7 +28,7 @@ def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def sites(record: dict[str, Any]) -> Sequence[tuple[Any, ...]]:
+def site_rows(record: dict[str, Any]) -> Sequence[tuple[Any, ...]]:
     """Returns what a record says of each site: a row with the columns `SITES`."""
     explained = record["explained_variance"]
     rows = []

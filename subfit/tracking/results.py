@@ -1,7 +1,6 @@
-"""What a finished compression gives each of Lightning's loggers: measurements, and what it can show of the submodules."""
+"""Logs the record of a finished compression: measurements, and scores of the submodules as a table and a picture."""
 
 import csv
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from matplotlib.image import imread
 
+from subfit.tracking.atomic import whole_file
 from subfit.tracking.plots import draw_scores
-from subfit.tracking.records import SITES, flat, sites
+from subfit.tracking.records import SITES, flat, site_rows
 
 MEASURED = ("size", "evaluation", "texts", "tasks", "tasks_mean", "finetune", "seconds")
 
@@ -42,14 +42,12 @@ def measurements(record: dict[str, Any]) -> dict[str, float]:
 
 def _write_table(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([SITES, *sites(record)])
-    partial.replace(path)
+    with whole_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([SITES, *site_rows(record)])
 
 
 def _log_tensorboard(writer: Any, record: dict[str, Any]) -> None:
-    rows = [SITES, ["---"] * len(SITES), *sites(record)]
+    rows = [SITES, ["---"] * len(SITES), *site_rows(record)]
     writer.add_text("sites", "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows))
     with tempfile.TemporaryDirectory(prefix="subfit-picture-") as folder:
         picture = Path(folder) / "scores.png"
@@ -63,7 +61,7 @@ def _log_wandb(run: Any, record: dict[str, Any], checkpoint: str | None) -> None
     with tempfile.TemporaryDirectory(prefix="subfit-picture-") as folder:
         picture = Path(folder) / "scores.png"
         draw_scores(record, picture)
-        table = wandb.Table(columns=list(SITES), data=[list(row) for row in sites(record)])
+        table = wandb.Table(columns=list(SITES), data=[list(row) for row in site_rows(record)])
         run.log({"sites": table, "scores": wandb.Image(str(picture))})
     left_out = ("configuration", "scores")  # the one is the run's configuration, the other in the table
     run.summary.update({key: value for key, value in record.items() if key not in left_out})

@@ -100,7 +100,14 @@ def test_a_row_of_before_an_option_was_there_still_counts_and_one_of_other_optio
         ({"cells": ["subfit"]}, "cells must be a list of mappings"),
         ({"cells": [{"output": "x"}]}, "output"),
         ({"cells": [{"fsdp": True}]}, "processes that work together; those of an ablation do not"),
-        ({"axes": {"seed": [1]}, "texts": {"story": {"pth": "x"}}}, "texts: .*pth"),
+        (
+            {"axes": {"seed": [1]}, "texts": {"story": {"pth": "x"}}},
+            "texts: story: unknown option 'pth'; did you mean 'path'?",
+        ),
+        (
+            {"axes": {"seed": [1]}, "texts": {"story": {"windows": "many"}}},
+            "texts: story.windows is 'many'; it must be a whole",
+        ),
         ({"axes": {"seed": [1]}, "texts": ["story.txt"]}, "texts must map names"),
     ],
 )
@@ -108,6 +115,16 @@ def test_a_bad_grid_is_refused_in_one_line(tmp_path, content, message):
     with pytest.raises(SubFitError, match=message) as caught:
         read_grid(write(tmp_path, **content))
     assert "\n" not in str(caught.value)
+
+
+def test_the_record_of_a_run_is_a_base(tmp_path):
+    """As it is a `--config`; and a name that is misspelt has the same hint."""
+    record = {"format_version": 2, "configuration": {"sparsity": 0.5}, "selected": []}
+    (tmp_path / "compression.json").write_text(json.dumps(record))
+    (cell,) = read_grid(write(tmp_path, base="compression.json", axes={"seed": [1]})).cells
+    assert cell.options.recipe.sparsity == 0.5
+    with pytest.raises(SubFitError, match="no file 'bset'; did you mean 'best'?"):
+        read_grid(write(tmp_path, base="bset", axes={"seed": [1]}))
 
 
 def test_items_of_older_grids_is_the_limit(tmp_path):

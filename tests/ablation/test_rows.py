@@ -7,7 +7,6 @@ import pytest
 
 from subfit.ablation.rows import Rows
 from subfit.errors import SubFitError
-from subfit.tracking.atomic import whole_file
 from subfit.tracking.records import FORMAT_VERSION
 
 
@@ -51,22 +50,6 @@ def test_a_row_of_a_newer_format_is_refused(tmp_path):
     rows.append({"cell": "x", "format_version": FORMAT_VERSION + 1})
     with pytest.raises(SubFitError, match=r"rows\.jsonl:1: written by a newer subfit \(format 3; this one reads up to 2\)"):
         rows.read()
-
-
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "a") as partial:
-        partial.write_text("half of")
-        1 / 0  # noqa: B018
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_temporary_names_of_equal_processes_differ(tmp_path):
-    """Processes of two containers may have one id."""
-    with whole_file(tmp_path / "a") as one, whole_file(tmp_path / "a") as two:
-        one.write_text("1")
-        two.write_text("2")
-        assert one != two
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -174,7 +174,7 @@ def test_list(capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_the_user_can_mend_is_one_line_and_exit_code_2(model_folder, tmp_path, monkeypatch, capsys, arguments, message):
+def test_user_errors_are_one_line_and_exit_code_2(model_folder, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.yaml").write_text("a: [1")
     (tmp_path / "list.yaml").write_text("- 1")

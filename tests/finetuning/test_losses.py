@@ -78,3 +78,12 @@ def test_what_is_no_loss_is_refused_in_one_line(name, tmp_path):
     with pytest.raises(SubFitError, match="finetune.losses: .* is no function") as raised:
         find_loss(name.format(broken=tmp_path / "broken.py"))
     assert "\n" not in str(raised.value)
+
+
+def test_a_file_of_losses_is_a_module_like_any_other_and_is_run_once(tmp_path):
+    """A dataclass looks its module up; without that, a file with one could not be imported."""
+    path = tmp_path / "mine.py"
+    lines = ["from __future__ import annotations", "from dataclasses import dataclass", "", "@dataclass", "class Weight:"]
+    path.write_text("\n".join([*lines, "    value: float = 0.5", "", "def half(batch):", "    return Weight().value", ""]))
+    found = losses.find_loss(f"{path}:half")
+    assert found(None) == 0.5 and losses.find_loss(f"{path}:half") is found

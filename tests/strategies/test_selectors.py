@@ -5,7 +5,7 @@ import numpy as np
 import pairs
 import pytest
 import torch
-from conftest import recipe, tiny_model, tiny_tokens
+from conftest import Given, recipe, tiny_model, tiny_tokens
 
 from subfit import registry
 from subfit.calibration.capture import Calibration
@@ -306,3 +306,15 @@ def test_protected_sites_are_never_replaced_whatever_they_score():
     made = recipe(sparsity=0.5, protect=["layer.0", "layer.1", "ffn.2"])
     with pytest.raises(SubFitError, match="cannot be reached: all FeedForwards that may be replaced save 1 submodules"):
         compress_model(tiny_model(), tiny_tokens(), made)
+
+
+def test_greedy_selection_keeps_to_its_budget_and_beats_the_worst_choice():
+    made = recipe(scorer="kl", selector="greedy", fitting="sequential", sparsity=0.5)
+    result = compress_model(tiny_model(), tiny_tokens(), made, evaluation=tiny_tokens(4, seed=1))
+    scores = result.record["scores"]
+    worst = [f"{k}.{n}" for k in ("attention", "ffn") for n in sorted(range(4), key=lambda n: -scores[f"{k}.{n}"])[:2]]
+    other = compress_model(
+        tiny_model(), tiny_tokens(), recipe(selector=Given(worst), fitting="sequential"), evaluation=tiny_tokens(4, seed=1)
+    )
+    assert len(result.record["selected"]) == 4
+    assert result.record["evaluation"]["kl"] < other.record["evaluation"]["kl"]

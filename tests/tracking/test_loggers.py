@@ -18,7 +18,7 @@ from subfit import api
 from subfit.cli.main import main
 from subfit.errors import SubFitError
 from subfit.tracking.loggers import open_log
-from subfit.tracking.records import SITES, sites
+from subfit.tracking.records import SITES, site_rows
 
 BLOCK, HEADER = 32768, 7  # of LevelDB's log format, in which W&B keeps a run
 
@@ -119,7 +119,7 @@ def test_an_offline_run_holds_what_the_record_holds(offline, model_folder, text_
         assert found["summary"][key] == record[key], key
     table = json.loads((found["files"] / found["summary"]["sites"]["path"]).read_text())
     assert table["columns"] == list(SITES)
-    assert table["data"] == [list(row) for row in sites(record)]
+    assert table["data"] == [list(row) for row in site_rows(record)]
     assert {row[0]: row[3] for row in table["data"]} == record["scores"]
     assert (found["files"] / found["summary"]["scores"]["path"]).stat().st_size > 1000
     training = [row["training/loss"] for row in found["history"] if "training/loss" in row]
@@ -182,7 +182,7 @@ def test_csv_files_hold_what_the_record_holds(tmp_path, model_folder, text_file,
     monkeypatch.chdir(tmp_path)
     record = compress(model_folder, text_file, logger="csv").record
     rows = list(csv.reader(Path("out.run/sites.csv").read_text().splitlines()))
-    assert rows == [list(SITES), *([str("" if value is None else value) for value in row] for row in sites(record))]
+    assert rows == [list(SITES), *([str("" if value is None else value) for value in row] for row in site_rows(record))]
     metrics = csv.DictReader(Path("out.run/metrics.csv").read_text().splitlines())
     curve = [row["validation/kl"] for row in metrics if row["validation/kl"]]
     assert [float(value) for value in curve] == [point["kl"] for point in record["finetune"]["curve"]]
@@ -281,7 +281,7 @@ def test_tensorboard_has_curves_measurements_table_and_picture(model_folder, tex
     assert picture.width > 500 and len(picture.encoded_image_string) > 1000
     (text,) = [value.tensor.string_val[0].decode() for value in found if value.tag.startswith("sites")]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    assert lines[0] == list(SITES) and lines[2:] == [[str(cell) for cell in row] for row in sites(record)]
+    assert lines[0] == list(SITES) and lines[2:] == [[str(cell) for cell in row] for row in site_rows(record)]
     assert yaml.safe_load(Path("out.run/hparams.yaml").read_text())["model"] == str(model_folder)
 
 
