@@ -56,6 +56,8 @@ def evaluate(
     Raises:
         SubFitError: if something is wrong that the user can mend.
     """
+    if batch_size < 1:
+        raise SubFitError(f"batch_size is {batch_size}; it must be at least 1")
     texts = _texts(data, in_domain, bool(tasks))
     local, named = _tasks(tasks, limit)
     manager = harness.find_tasks(named) if named else None
