@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from subfit import registry
-from subfit.options.sources import merge, read_mapping, read_source, unfold
+from subfit.errors import SubFitError
+from subfit.options.sources import check_recorded, merge, read_mapping, read_source, unfold
 from subfit.options.typed import check_known, typed
 
 if TYPE_CHECKING:  # what they are in takes seconds to import, which help does not wait for
@@ -122,6 +123,14 @@ class Options:
     log_checkpoint: bool = False
     resume: str | None = None
 
+    def __post_init__(self) -> None:
+        from subfit.calibration.settings import LARGEST_SEED
+
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise SubFitError(f"seed is {self.seed}; it must be from 0 to {LARGEST_SEED}")
+        if self.batch_size < 1:
+            raise SubFitError(f"batch_size is {self.batch_size}; it must be at least 1")
+
     def check_files(self) -> None:
         """Raises SubFitError if a text file of the calibration or the evaluation is missing."""
         for data in (self.calibration, self.evaluation):
@@ -145,13 +154,15 @@ def resolve(*sources: Source) -> Options:
             that is given for both types of site is one group. `ffn_bypass: attention_bypass` says the same in plain data.
 
     Raises:
-        SubFitError: if an option or a strategy is unknown, or has a value that it cannot have.
+        SubFitError: if an option or a strategy is unknown, or has a value that it cannot have, or a record does not hold it.
     """
     values = dict(DEFAULTS)
     for source in sources:
         given = unfold(source if isinstance(source, Mapping) else read_source(str(source)))
         check_known(given, OPTIONS, "" if isinstance(source, Mapping) else str(source))
         values = {**values, **{name: merge(values.get(name), value) for name, value in given.items()}}
+    for name, value in values.items():
+        check_recorded(value, name)
     if values["ffn_bypass"] == SAME:
         shared = registry.made(registry.interface("bypasses"), values["attention_bypass"], "attention_bypass")
         values |= {"attention_bypass": shared, "ffn_bypass": shared}
@@ -161,7 +172,7 @@ def resolve(*sources: Source) -> Options:
 
 
 def configuration(options: Options) -> dict[str, Any]:
-    """Returns the options as plain data, defaults included, of which `resolve` makes the same run."""
+    """Returns the options as plain data, defaults included, of which `resolve` makes the same run; see `registry.plain`."""
     recipe = options.recipe
     found = {name: registry.plain(getattr(recipe if name in RECIPE else options, name)) for name in OPTIONS}
     if recipe.ffn_bypass is recipe.attention_bypass:

@@ -1,9 +1,13 @@
 """One configuration, however it is given: what is said where, in which order, and what is written down of it."""
 
 import json
+from functools import partial
 
 import pytest
+import torch
 import yaml
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger
 
 from subfit.calibration.settings import Data
 from subfit.config import OPTIONS, configuration, resolve
@@ -164,6 +168,7 @@ BAD = {
     "sparsty": (0.5, "unknown option 'sparsty'; did you mean 'sparsity'?"),
     "sparsity": ("much", "sparsity is 'much'; it must be a number"),
     "seed": (1.5, "seed is 1.5; it must be a whole number"),
+    "batch_size": (0, "batch_size is 0; it must be at least 1"),
     "fsdp": (1, "fsdp is 1; it must be true or false"),
     "budget": ("watts", "budget is 'watts'; it must be submodules or parameters or kv_bytes or flops or latency"),
     "protect": ([1], "protect[0] is 1; it must be a string"),
@@ -185,6 +190,46 @@ def test_what_is_wrong_is_one_line_that_is_the_same_from_python_from_a_file_and_
             resolve(source)
         said = str(caught.value).replace("'1.5'", "1.5").replace("'1'", "1")  # a text is quoted
         assert message in said and "\n" not in said
+
+
+def test_a_file_that_has_a_key_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    for text in ("ffn_bypass: linear\nffn_bypass: {ridge: 0.5}", '{"ffn_bypass": {"ridge": 1, "ridge": 2}}'):
+        path.write_text(text)
+        with pytest.raises(SubFitError, match="'(ffn_bypass|ridge)' is there twice.* line"):
+            resolve(path)
+
+
+def test_of_two_values_the_longer_key_wins_in_any_order_and_two_in_one_mapping_are_refused():
+    both = {"ffn_bypass": {"class_path": "linear", "init_args": {"ridge": 0.1}}, "ffn_bypass.init_args.ridge": 0.2}
+    for given in (both, dict(reversed(both.items()))):
+        assert resolve(given).recipe.ffn_bypass.ridge == 0.2
+    spelt = {"ffn_bypass": "linear", "ffn_bypass.init_args.ridge": 0.2, "ffn_bypass.ridge": 0.1}
+    assert resolve(spelt).recipe.ffn_bypass.ridge == 0.2
+    with pytest.raises(SubFitError, match="linear: ridge is given twice, as 0.2 in init_args and 0.1 beside it"):
+        resolve({"ffn_bypass": {"class_path": "linear", "ridge": 0.1, "init_args": {"ridge": 0.2}}})
+
+
+def test_an_object_that_cannot_be_written_down_is_asked_for_again():
+    """A re-run that made another one of its class would be another run."""
+    given = {"optimizer": partial(torch.optim.SGD, lr=0.1), "trainer": {"callbacks": [EarlyStopping("kl", patience=7)]}}
+    plain = json.loads(json.dumps(configuration(resolve({"finetune": given, "logger": CSVLogger("logs")}))))
+    messages = {
+        "logger": r"logger was an object of Python \(lightning.pytorch.loggers.csv_logs.CSVLogger\) that the record",
+        "finetune.optimizer": r"finetune.optimizer was an object of Python \(functools.partial\)",
+        "finetune.trainer.callbacks": r"finetune.trainer.callbacks.0 was an .* \(lightning.*EarlyStopping\)",
+    }
+    again = {"logger": "none", "finetune.optimizer": "torch.optim.SGD", "finetune.trainer.callbacks": []}
+    for option, message in messages.items():
+        with pytest.raises(SubFitError, match=message):
+            resolve(plain, {name: value for name, value in again.items() if name != option})
+    assert resolve(plain, again).recipe.finetune.optimizer == "torch.optim.SGD"
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 31])
+def test_seeds_are_apart_from_those_of_evaluations(seed):
+    with pytest.raises(SubFitError, match=f"seed is {seed}; it must be from 0 to 2147483647"):
+        resolve({"seed": seed})
 
 
 def test_options_are_named_by_strings():

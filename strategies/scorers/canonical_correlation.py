@@ -2,8 +2,7 @@
 
 from subfit.calibration.capture import Calibration
 from subfit.calibration.moments import StreamingMoments
-from subfit.errors import SubFitError
-from subfit.fitting.regression import centre, ridged, whitener
+from subfit.fitting.regression import centre, check_ridge, ridged, whitener
 from subfit.model.activations import Activations
 from subfit.model.submodules import Site
 from subfit.scorer import Scorer, Scores
@@ -27,8 +26,7 @@ class CanonicalCorrelation(Scorer):
     """
 
     def __init__(self, ridge: float = 1e-6) -> None:
-        if ridge < 0:
-            raise SubFitError(f"canonical_correlation: ridge is {ridge}; it must not be negative")
+        check_ridge(ridge)
         self.ridge = ridge
 
     def score(self, calibration: Calibration) -> Scores:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from subfit.calibration.geometry import angles
+from subfit.errors import SubFitError
 from subfit.scorer import StreamScorer
 
 BINS = 2048
@@ -25,6 +26,9 @@ class SubFit(StreamScorer):
 
     Args:
         quantile: which quantile of the rotation, in (0, 1].
+
+    Raises:
+        SubFitError: if it is not.
     """
 
     angles: Tensor
@@ -33,6 +37,8 @@ class SubFit(StreamScorer):
 
     def __init__(self, quantile: float = 0.99) -> None:
         super().__init__()
+        if not 0 < quantile <= 1:
+            raise SubFitError(f"quantile is {quantile}; it must be above 0 and at most 1")
         self.quantile = quantile
         self.add_state("angles", torch.zeros(BINS, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("norms", torch.zeros(BINS, dtype=torch.float64), dist_reduce_fx="sum")

@@ -6,6 +6,7 @@ from typing import Any
 from subfit.cli.arguments import Parser, add_plugins, document_plugins
 from subfit.errors import SubFitError
 from subfit.options.sources import describe_preset, presets
+from subfit.registry import INTERFACES
 from subfit.registry.listing import list_strategies
 
 
@@ -20,6 +21,8 @@ def run(arguments: list[str]) -> int:
     if parsed.kind == "presets":
         _show_presets(parsed.name, parsed.json)
         return 0
+    if parsed.kind not in (None, *INTERFACES):
+        raise SubFitError(f"unknown kind of strategy {parsed.kind!r}; use {', '.join(INTERFACES)} or presets")
     found = list_strategies(parsed.kind, parsed.name)
     if parsed.json:
         print(json.dumps(found, indent=2))

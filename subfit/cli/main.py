@@ -14,6 +14,7 @@ from importlib import import_module
 from types import FrameType
 
 from subfit import __version__
+from subfit.cli.arguments import Parser
 from subfit.errors import SubFitError
 
 COMMANDS = {
@@ -29,12 +30,16 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="subfit", description="Post-training compression of language models.")
+    parser = Parser("subfit", "Post-training compression of language models.")
     parser.add_argument("--version", action="version", version=f"subfit {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)  # its own parser answers --help
-    command = parser.parse_args(arguments[:1]).command
+    try:
+        command = parser.parse_args(arguments[:1]).command
+    except SubFitError as error:
+        print(f"subfit: error: {error}", file=sys.stderr)
+        return 2
     kept = "finished cells are kept" if command == "ablate" else "nothing was written"
     before = signal.signal(signal.SIGTERM, partial(_terminate, f"subfit {command}: terminated; {kept}"))
     debug = "--debug" in arguments

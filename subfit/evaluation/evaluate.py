@@ -57,6 +57,8 @@ def evaluate(
     Raises:
         SubFitError: if an argument, the model or the data cannot be used; the message says why.
     """
+    if batch_size < 1:
+        raise SubFitError(f"batch_size is {batch_size}; it must be at least 1")
     texts = _texts(data, in_domain, bool(tasks))
     local, named = _tasks(tasks, limit)
     manager = harness.find_tasks(named) if named else None

@@ -6,6 +6,7 @@ from math import cos, pi
 from pydoc import locate
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -22,15 +23,14 @@ def optimizer_callable(settings: FineTuning) -> OptimizerCallable:
     Raises:
         SubFitError: if there is no such class, or it does not take these arguments.
     """
-    given: Any = settings.optimizer or ADAMW
     place = "finetune.optimizer"
-    if isinstance(given, str | dict):
-        parsed = parse_value(OptimizerCallable, given, place)
-        init_args = dict(parsed.get("init_args") or {})
-        takes = inspect.signature(locate(parsed.class_path)).parameters  # type: ignore[arg-type]  # it was imported before
-        own = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
-        init_args = {name: value for name, value in own.items() if name in takes} | init_args
-        given = {"class_path": parsed.class_path, "init_args": init_args}
+    given: Any = parse_value(OptimizerCallable, settings.optimizer or ADAMW, place)
+    own = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if isinstance(given, type):
+        return partial(given, **_taken(own, given))
+    if isinstance(given, Namespace):  # a class by its path
+        init_args = _taken(own, locate(given.class_path)) | dict(given.get("init_args") or {})  # it was imported before
+        given = {"class_path": given.class_path, "init_args": init_args}
     found: OptimizerCallable = instantiate(OptimizerCallable, given, place)
     return found
 
@@ -70,3 +70,9 @@ def optimizers(settings: FineTuning, parameters: Any, trainer: Trainer) -> dict[
         schedule |= {"monitor": getattr(scheduler, "monitor", "validation/kl"), "strict": False}
         schedule["frequency"] = every if isinstance(every, int) else 1
     return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def _taken(given: dict[str, float], optimizer: Any) -> dict[str, float]:
+    """The arguments that a class of optimisers takes."""
+    takes = inspect.signature(optimizer).parameters
+    return {name: value for name, value in given.items() if name in takes}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from subfit.calibration.moments import Moments
+from subfit.errors import SubFitError
 
 ROUNDING = 1e-12  # centring leaves less than this share of a constant's mean square
 
@@ -46,8 +47,19 @@ def centre(moments: Moments) -> Centred:
 
 
 def ridged(xx: Tensor, ridge: float) -> Tensor:
-    """Adds `ridge` times the mean variance of the inputs to the diagonal of their covariance (d, d)."""
+    """Adds `ridge` times the mean variance of the inputs to the diagonal of their covariance (d, d).
+
+    Raises:
+        SubFitError: if the ridge is negative.
+    """
+    check_ridge(ridge)
     return xx + ridge * xx.diagonal().mean() * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
+
+
+def check_ridge(ridge: float) -> None:
+    """Raises SubFitError if a ridge is negative, or no number."""
+    if not ridge >= 0:
+        raise SubFitError(f"ridge is {ridge}; it must not be negative")
 
 
 def whitener(xx: Tensor) -> Tensor:
@@ -143,7 +155,12 @@ def varying(c: Centred) -> Tensor:
 
 
 def scalar_weight(c: Centred, ridge: float) -> Tensor:
-    """Returns the w () that minimises E|y - w x|^2 + penalty over centred inputs and targets; 0 if all are constant."""
+    """Returns the w () that minimises E|y - w x|^2 + penalty over centred inputs and targets; 0 if all are constant.
+
+    Raises:
+        SubFitError: if the ridge is negative.
+    """
+    check_ridge(ridge)
     keep = varying(c)
     variance = (1 + ridge) * c.xx.diagonal()[keep].sum()
     return c.xy.diagonal()[keep].sum() / torch.where(variance > 0, variance, torch.inf)

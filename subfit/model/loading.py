@@ -56,8 +56,16 @@ def load(
 
 
 def device_of(name: str) -> torch.device:
-    """Returns the torch device of this name; `auto` is CUDA where there is one."""
+    """Returns the torch device of this name; `auto` is CUDA where there is one.
+
+    Raises:
+        SubFitError: if there is no such device.
+    """
     if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (AssertionError, NotImplementedError, RuntimeError) as error:  # AssertionError: torch was built without it
+            raise SubFitError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
         return torch.device(name)
     own = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes on a machine, each has a device of its own
     return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")

@@ -15,12 +15,22 @@ PACKAGE = Path(__file__).parents[1]
 PRESETS = (PACKAGE / "presets", PACKAGE.parent / "experiments")  # in an installation; beside the source
 
 
+UNRECORDED = "unrecorded"  # the key of what stands for an object in a record
+
+
 class Text(str):
     """A value as it was typed on a command line."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as YAML 1.2 does."""
+    """Reads 1e-3 as a number, as YAML 1.2 does, and refuses a key that is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in keys[:number]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -90,15 +100,16 @@ def unfold(source: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a mapping with its dotted keys as mappings inside one another, whatever their order.
 
     A strategy's name and its arguments become one mapping: `ffn_bypass: linear` and `ffn_bypass.ridge: 0.5` are
-    `ffn_bypass: {class_path: linear, init_args: {ridge: 0.5}}`.
+    `ffn_bypass: {class_path: linear, init_args: {ridge: 0.5}}`. Of two values of one option, that of the longer key wins.
 
     Raises:
-        SubFitError: if a key is no string.
+        SubFitError: if a key is no string, or an argument has two values, one of them in `init_args`.
     """
     found: dict[str, Any] = {}
-    for key, value in source.items():
+    for key in source:
         if not isinstance(key, str):
             raise SubFitError(f"{key!r} is no option; options are named by strings")
+    for key, value in sorted(source.items(), key=lambda item: item[0].count(".")):
         for part in reversed(key.split(".")[1:]):
             value = {part: value}
         first = key.partition(".")[0]
@@ -118,6 +129,21 @@ def merge(old: Any, new: Any) -> Any:
     if "class_path" in old:
         old, new = _strategy(old), _strategy(new)
     return {**old, **{key: merge(old.get(key), value) for key, value in new.items()}}
+
+
+def unrecorded(path: str) -> dict[str, str]:
+    """Returns what stands in a record for an object of Python of which only the path of its class is known."""
+    return {UNRECORDED: path}
+
+
+def check_recorded(value: Any, place: str) -> None:
+    """Raises SubFitError if options have in them what stands for an object that a record does not hold."""
+    if isinstance(value, Mapping) and UNRECORDED in value:
+        what = f"was an object of Python ({value[UNRECORDED]}) that the record cannot hold"
+        raise SubFitError(f"{place} {what}; give it again, or something else in its place")
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        check_recorded(item, f"{place}.{key}")
 
 
 def _joined(one: Any, other: Any) -> Any:
@@ -146,6 +172,9 @@ def _strategy(given: Mapping[str, Any]) -> dict[str, Any]:
     whole = given.get("init_args") or {}
     if not isinstance(whole, Mapping):
         raise SubFitError(f"{given.get('class_path', 'a strategy')}: init_args is {whole!r}; it must be a mapping")
-    inside = {**whole, **{k: v for k, v in given.items() if k not in ("class_path", "init_args")}}
+    beside = {name: value for name, value in given.items() if name not in ("class_path", "init_args")}
+    for name in beside.keys() & whole.keys():
+        both = f"{whole[name]!r} in init_args and {beside[name]!r} beside it"
+        raise SubFitError(f"{given.get('class_path', 'a strategy')}: {name} is given twice, as {both}")
     named = {"class_path": given["class_path"]} if "class_path" in given else {}
-    return {**named, "init_args": inside}
+    return {**named, "init_args": {**whole, **beside}}

@@ -6,12 +6,13 @@ plug-in file that was added (`--plugins`) is known by its own name, without `.py
 """
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from subfit.errors import SubFitError, where
-from subfit.options.sources import merge
+from subfit.options.sources import merge, unrecorded
 from subfit.options.typed import typed_arguments
 from subfit.registry.finding import INTERFACES, WORDS, add_plugin, find, interface, name_of, names
 from subfit.strategy import Strategy
@@ -56,7 +57,10 @@ def spec(strategy: Strategy) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Returns a value as plain data: strategies as `spec`, dataclasses as mappings, other objects as their class's path."""
+    """Returns a value as plain data: strategies as `spec`, dataclasses as mappings, classes and functions as their path.
+
+    Of another object it is not known how to make it again: `sources.unrecorded` stands for it, which `resolve` refuses.
+    """
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str | Path):
@@ -70,7 +74,14 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    path = f"{named.__module__}.{named.__qualname__}"
+    return path if _is_at_top_level(value) else unrecorded(path)
+
+
+def _is_at_top_level(value: Any) -> bool:
+    """Whether a value is a class or a function that its module has by its name, so that the path leads to it."""
+    name = getattr(value, "__qualname__", None)
+    return name is not None and getattr(sys.modules.get(value.__module__), name, None) is value
 
 
 def _from_mapping(hint: type, given: Mapping[str, Any], place: str) -> Any:

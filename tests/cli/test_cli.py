@@ -144,7 +144,7 @@ def test_list(capsys):
     [
         (["compress", "--scorer", "subfitt"], "unknown scorer 'subfitt'; did you mean 'subfit'? available: "),
         (["list", "scorers", "k"], "unknown scorer 'k'"),
-        (["list", "kl"], "unknown kind of strategy 'kl'; use scorers, selectors, bypasses"),
+        (["list", "kl"], "unknown kind of strategy 'kl'; use scorers, selectors, bypasses or presets"),
         (["compress", "--budget", "watts"], "submodules"),
         (["compress", "--sparsity", "1.5"], "sparsity is 1.5; it must be at least 0 and less than 1"),
         (["compress", "--sparsity", "much"], "sparsity"),
@@ -158,12 +158,15 @@ def test_list(capsys):
         (["compress", "--model", "{model}", "--output", "."], "the output folder . exists"),
         (["compress", "--model", "{model}", "--output", "broken.yaml/model"], "not a writable folder"),
         (["compress", "--model", "{model}", "--dtype", "float99"], "unknown dtype 'float99'"),
+        (["compress", "--model", "{model}", "--device", "gpu"], "the device 'gpu' cannot be used: "),
+        (["compress", "--model", "{model}", "--device", "cuda:77"], "the device 'cuda:77' cannot be used: "),
         (["compress", "--model", "{model}", "--calibration.path", "missing.txt"], "text file missing.txt does not exist"),
         (["compress", "--model", "{model}", "--calibration.path", "list.yaml"], "use .txt, .jsonl or .parquet"),
         (["compress", "--model", "{model}", "--calibration.path", "short.txt"], "holds 5 tokens, 0 windows of 512"),
         (["compress", "--model", "nobody/nothing"], "cannot load the model 'nobody/nothing'"),
         (["evaluate", "."], "cannot load the model '.'"),
         (["evaluate", "{model}", "--windows", "0"], "at least 1 window"),
+        (["evaluate", "{model}", "--batch_size", "0"], "batch_size is 0; it must be at least 1"),
         (["evaluate", "{model}", "--data", "x=missing.txt"], "text file missing.txt does not exist"),
         (["evaluate", "{model}", "--data", "short.txt", "a/short.txt"], "two texts are called 'short'; give them names"),
         (["evaluate", "{model}", "--data", "a=short.txt", "--in_domain", "b"], "there is no text 'b'; the texts are a"),
@@ -185,6 +188,13 @@ def test_user_errors_are_one_line_and_exit_code_2(model_folder, tmp_path, monkey
     assert line.startswith(f"subfit {arguments[0]}: error: ") and message in line
     assert "Traceback" not in shown.err and shown.out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.yaml", "list.yaml", "short.txt"]
+
+
+def test_an_unknown_command_is_one_line(capsys):
+    for arguments in ([], ["compres"]):
+        assert main(arguments) == 2
+        line, *more = capsys.readouterr().err.splitlines()
+        assert line.startswith("subfit: error: ") and not more
 
 
 def test_an_error_ends_the_process_with_code_2(subfit):

@@ -16,6 +16,7 @@ from subfit.errors import SubFitError
 from subfit.finetuning.settings import OWNED, TRAINER, FineTuning
 from subfit.finetuning.trainer import check_settings
 from subfit.pipeline import compress_model
+from subfit.registry import plain
 
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.5}}
 STEPS = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1, "gamma": 0.5}}
@@ -55,8 +56,21 @@ def test_an_optimiser_takes_the_learning_rate_and_the_decay_unless_it_has_its_ow
     assert seen.optimizer.defaults["weight_decay"] == 0.3 and seen.rates[0] == 0.01
     _, seen = tuned(optimizer="torch.optim.Adam", learning_rate=0.01, weight_decay=0.1, lr_scheduler=STEPS)
     assert seen.optimizer.defaults["weight_decay"] == 0.1
+    _, seen = tuned(optimizer=torch.optim.Adam, learning_rate=0.01, weight_decay=0.1, lr_scheduler=STEPS)
+    assert seen.optimizer.defaults["weight_decay"] == 0.1 and seen.rates[0] == 0.01
     _, seen = tuned(learning_rate=0.01, weight_decay=0.1)
     assert isinstance(seen.optimizer, torch.optim.AdamW) and seen.optimizer.defaults["weight_decay"] == 0.1
+
+
+def adam(parameters) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.03)
+
+
+def test_a_function_is_also_given_by_its_path_which_the_record_has_of_it():
+    written = plain(FineTuning(optimizer=adam))["optimizer"]
+    assert written == f"{adam.__module__}.adam"
+    record, seen = tuned(optimizer=written, lr_scheduler=STEPS)
+    assert record["stopped"] is None and seen.rates[0] == 0.03
 
 
 def test_a_schedule_can_follow_the_divergence():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import D, pairs, sums
 
+from subfit.errors import SubFitError
 from subfit.fitting import regression
 
 
@@ -58,6 +59,13 @@ def test_ridge_is_relative_to_the_scale_of_the_data():
     np.testing.assert_allclose(weight, expected, rtol=1e-8, atol=1e-12)
     scaled = regression.least_squares(centred(1000 * x, 1000 * y), ridge=0.1).numpy()
     np.testing.assert_allclose(scaled, weight, rtol=1e-8)
+
+
+@pytest.mark.parametrize("fit", [regression.least_squares, regression.scalar_weight, regression.diagonal_weights])
+@pytest.mark.parametrize("ridge", [-1.0, float("nan")])
+def test_a_negative_ridge_is_refused(fit, ridge):
+    with pytest.raises(SubFitError, match=f"ridge is {ridge}; it must not be negative"):
+        fit(centred(*pairs(50)), ridge)
 
 
 @pytest.mark.parametrize("tokens", [1, 5, D])
@@ -115,7 +123,9 @@ def test_a_site_of_width_4096_is_fitted_to_working_precision_at_the_cost_of_few_
     moved = gram @ b.T
     gains = b @ moved
     error = (moved - b.T @ gains).norm() / moved.norm()
-    print(f"width {width}, rank {rank}: {seconds:.0f} s, {seconds / one:.1f} eigendecompositions, relative error of the subspace {error:.0e}")
+    print(
+        f"width {width}, rank {rank}: {seconds:.0f} s, {seconds / one:.1f} eigendecompositions, relative error of the subspace {error:.0e}"
+    )
     rest = torch.randn(width, 1, generator=generator, dtype=torch.float64)
     for _ in range(50):
         rest = torch.nn.functional.normalize(rest - b.T @ (b @ rest), dim=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 
 from subfit.errors import SubFitError
 from subfit.options.sources import Text, merge, unfold
@@ -81,8 +82,9 @@ def test_open_groups_take_dotted_keys_and_objects_and_are_written_down():
     settings = typed(Settings, merge(first, later), "finetune", made)
     assert settings.trainer == {"max_steps": 300, "callbacks": [callback]} and settings.trainer["callbacks"][0] is callback
     assert settings.optimizer == {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e-2}}
-    assert plain(settings)["trainer"] == {"max_steps": 300, "callbacks": ["builtins.object"]}
+    assert plain(settings)["trainer"] == {"max_steps": 300, "callbacks": [{"unrecorded": "builtins.object"}]}
     assert plain({"a": (1, Path("b")), "c": Settings}) == {"a": [1, "b"], "c": "test_typed.Settings"}
+    assert plain(lambda: 1)["unrecorded"].endswith("<lambda>") and plain(torch.optim.SGD) == "torch.optim.sgd.SGD"
 
 
 def test_callables_and_sequences():

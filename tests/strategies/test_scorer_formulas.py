@@ -348,6 +348,7 @@ def test_a_bad_file_is_one_line(tmp_path, monkeypatch, text, message):
     [
         (lambda: Neighbourhood(0), "neighbours is 0; it must be at least 1"),
         (lambda: CanonicalCorrelation(-1.0), "ridge is -1.0; it must not be negative"),
+        (lambda: SubFit(1.5), "quantile is 1.5; it must be above 0 and at most 1"),
         (lambda: RankFusion([]), "scorers is empty"),
         (lambda: RankFusion([Rotation()], [1.0, 2.0]), "give each of the 1 scorers one"),
         (lambda: RankFusion([Rotation()], [0.0]), "give each of the 1 scorers one"),
