@@ -17,6 +17,8 @@ from subfit.options import declarations
 from subfit.options.sources import Text, parse
 from subfit.strategy import Strategy
 
+LONGEST = 200  # characters of a value that a message shows
+
 Make = Callable[[type, Any, str, Any], Any]  # makes a strategy of a type from what is given, at a place, with a default
 
 
@@ -38,7 +40,7 @@ def typed(hint: Any, value: Any, place: str, make: Make, default: Any = None) ->
     if isinstance(value, Text):
         value = _from_text(hint, value)
     if not _fits(hint, value):
-        raise SubFitError(f"{place} is {value!r}; it must be {describe(hint)}")
+        raise SubFitError(f"{place} is {_shown(value)}; it must be {describe(hint)}")
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _of_union([member for member in inner if _fits(member, value)], value, place, make, default)
@@ -147,6 +149,12 @@ def describe(hint: Any) -> str:
     if isinstance(hint, type) and issubclass(hint, Strategy):
         return f"a {hint.__name__}: an object, a name, or a mapping with class_path and init_args"
     return getattr(hint, "__name__", str(hint))
+
+
+def _shown(value: Any) -> str:
+    """A value as one line of a message."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 def _of_union(members: list[Any], value: Any, place: str, make: Make, default: Any) -> Any:
