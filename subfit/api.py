@@ -20,7 +20,7 @@ from subfit.finetuning.settings import FineTuning
 from subfit.model import checkpoint
 from subfit.model.loading import device_of, load
 from subfit.model.processes import init_process_group, shard_model
-from subfit.pipeline import Compression, compress_model
+from subfit.pipeline import Compression, check_finetuning, compress_model
 from subfit.registry.listing import list_strategies
 from subfit.tracking.loggers import Log, open_log
 from subfit.tracking.plots import draw_scores
@@ -133,10 +133,7 @@ def run(options: Options, loaded: tuple[Any, Any] | None = None) -> Compression:
     if options.output is not None:
         checkpoint.check_free(options.output)
     options.check_files()
-    if options.recipe.finetune is not None:
-        from subfit.finetuning.trainer import check_settings  # and Lightning, which takes seconds
-
-        check_settings(options.recipe.finetune)
+    check_finetuning(options.recipe)
     folder = options.output and f"{options.output}.run"
     written = configuration(options)
     with open_log(options.logger, written, folder, options.resume, artifact=options.log_checkpoint) as log:

@@ -1,6 +1,7 @@
 """The method, as it reads in the paper: score, select, fit, replace; and, if asked for, fine-tune."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -96,10 +97,7 @@ def fit_recipe(
     Returns:
         The replacements, switched on, and the record of all this as plain data.
     """
-    if recipe.finetune is not None:
-        from subfit.finetuning.trainer import check_settings  # and Lightning, which takes seconds
-
-        check_settings(recipe.finetune, calibration.model)
+    check_finetuning(recipe, calibration.model)
     seconds: dict[str, float] = {}
     substitutes: dict[Kind, Substitute] = {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass}
     scorer, selector, substitutes = with_seed((recipe.scorer, recipe.selector, substitutes), seed)
@@ -125,6 +123,15 @@ def fit_recipe(
         "explained_variance": {r.site.name: r.explained for r in replacements},
         "seconds": seconds,
     }
+
+
+def check_finetuning(recipe: Recipe, model: nn.Module | None = None) -> None:
+    """Checks the settings of a fine-tuning, if the recipe has one; see `check_settings`."""
+    if recipe.finetune is not None:
+        with warnings.catch_warnings():  # to which Lightning adds, when it is imported
+            from subfit.finetuning.trainer import check_settings  # and Lightning, which takes seconds
+
+        check_settings(recipe.finetune, model)
 
 
 def tune(calibration: Calibration, switches: list[Switch], recipe: Recipe, record: dict[str, Any], log: Log) -> None:
