@@ -20,7 +20,7 @@ from subfit.finetuning.settings import FineTuning
 from subfit.model import checkpoint
 from subfit.model.loading import device_of, load
 from subfit.model.processes import init_process_group, shard_model
-from subfit.pipeline import Compression, compress_model
+from subfit.pipeline import Compression, check_finetuning, compress_model
 from subfit.registry.listing import list_strategies
 from subfit.tracking.loggers import Log, open_log
 from subfit.tracking.plots import draw_scores
@@ -72,11 +72,13 @@ def compress(
 
     What is None is as `config` says or, if that says nothing, at the default that `config.Recipe` and `config.Options` give
     it. A strategy is an object, a name, or a mapping with `class_path` (a name) and `init_args`; the other groups of options
-    are objects or mappings. The `configuration` in the record makes the same run again: `compress(**configuration)`.
+    are objects or mappings. The `configuration` in the record makes the same run again: `compress(**configuration)`. Other
+    objects of Python, such as a callback, are not in it; it is refused until they are given again.
 
     Args:
         model: hub name, local folder, `.gguf` file, or `smollm2-135m`, the embedded default; or a loaded model, which is
-            compressed in place, in its own data type and where it is.
+            compressed in place, in its own data type and where it is. The record has the name that it was loaded by, not
+            what was changed in it since.
         tokenizer: the tokenizer of a loaded model.
         config: a preset's name, a YAML or JSON file, a `compression.json`, or a mapping of options; of several, the later
             wins, and the arguments of this function win over all.
@@ -134,6 +136,7 @@ def run(options: Options, loaded: tuple[Any, Any] | None = None) -> Compression:
     if options.output is not None:
         checkpoint.check_free(options.output)
     options.check_files()
+    check_finetuning(options.recipe)
     folder = options.output and f"{options.output}.run"
     written = configuration(options)
     with open_log(options.logger, written, folder, options.resume, artifact=options.log_checkpoint) as log:
@@ -204,11 +207,16 @@ def _on_loaded(options: Options, model: PreTrainedModel) -> Options:
     """The options of a run on a loaded model: its name, if it has one, its data type and its device.
 
     Raises:
-        SubFitError: if another data type, or several processes are asked for.
+        SubFitError: if it is no model of transformers, or another data type, another device, or several processes are asked
+            for.
     """
+    if not hasattr(model, "config"):
+        raise SubFitError(f"the model is a {type(model).__name__}; it must be a name, or a model of transformers")
     dtype = str(model.dtype).removeprefix("torch.")
     if options.dtype not in ("auto", dtype):
         raise SubFitError(f"dtype is {options.dtype}, but the loaded model is {dtype}")
+    if options.device not in ("auto", str(model.device), model.device.type):
+        raise SubFitError(f"device is {options.device}, but the loaded model is on {model.device}")
     if options.fsdp:
         raise SubFitError("fsdp divides a model as it is loaded; give the model's name")
     model.train(False)

@@ -1,6 +1,7 @@
 """The method, as it reads in the paper: score, select, fit, replace; and, if asked for, fine-tune."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,10 +98,7 @@ def fit_recipe(
     Returns:
         The replacements, switched on, and the record of scores, selection, fit and seconds as plain data.
     """
-    if recipe.finetune is not None:
-        from subfit.finetuning.trainer import check_settings  # and Lightning, which takes seconds
-
-        check_settings(recipe.finetune, calibration.model)
+    check_finetuning(recipe, calibration.model)
     seconds: dict[str, float] = {}
     substitutes: dict[Kind, Substitute] = {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass}
     scorer, selector, substitutes = with_seed((recipe.scorer, recipe.selector, substitutes), seed)
@@ -127,6 +125,15 @@ def _fit(calibration: Calibration, plan: Plan, recipe: Recipe) -> Sequence[Repla
     if recipe.fitting == "one_shot":
         return fit_one_shot(calibration, plan)
     return fit_sequential(calibration, plan, recipe.target, recipe.correction)
+
+
+def check_finetuning(recipe: Recipe, model: nn.Module | None = None) -> None:
+    """Checks the settings of a fine-tuning, if the recipe has one; see `check_settings`."""
+    if recipe.finetune is not None:
+        with warnings.catch_warnings():  # to which Lightning adds, when it is imported
+            from subfit.finetuning.trainer import check_settings  # and Lightning, which takes seconds
+
+        check_settings(recipe.finetune, model)
 
 
 def tune(calibration: Calibration, switches: list[Switch], recipe: Recipe, record: dict[str, Any], log: Log) -> None:

@@ -141,10 +141,13 @@ def test_a_loaded_model_without_a_name_and_what_does_not_fit_one():
     for given, message in (
         ({}, "give its tokenizer, too"),
         ({"tokenizer": tokenizer, "dtype": "bfloat16"}, "dtype is bfloat16, but the loaded model is float32"),
+        ({"tokenizer": tokenizer, "device": "cuda"}, "device is cuda, but the loaded model is on cpu"),
         ({"tokenizer": tokenizer, "fsdp": True}, "give the model's name"),
     ):
         with pytest.raises(subfit.SubFitError, match=message):
             subfit.compress(model, **given)
+    with pytest.raises(subfit.SubFitError, match="the model is a Linear; it must be a name, or a model of transformers"):
+        subfit.compress(torch.nn.Linear(2, 2), tokenizer=tokenizer)
     with pytest.raises(subfit.SubFitError, match="a tokenizer is given for a loaded model only"):
         subfit.compress("smollm2-135m", tokenizer=tokenizer)
     written = subfit.compress(model, tokenizer=tokenizer, **SIZES).record["configuration"]

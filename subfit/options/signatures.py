@@ -45,6 +45,13 @@ def _parsed(kind: Any, value: Any, place: str) -> tuple[_Parser, Namespace]:
     parser = _Parser()
     parser.add_argument("--value", type=kind)
     try:
-        return parser, parser.parse_object({"value": value}, defaults=False)
+        return parser, parser.parse_object({"value": _copied(value)}, defaults=False)
     except SubFitError as error:
         raise SubFitError(f"{place}: {error}") from None
+
+
+def _copied(value: Any) -> Any:
+    """A value of which the parser may change the lists and the mappings; what is in them is the same."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value

@@ -14,6 +14,8 @@ from subfit.options.annotations import describe_annotation, fits, hints, is_mapp
 from subfit.options.sources import Text, parse
 from subfit.strategy import Strategy
 
+LONGEST = 200  # characters of a value that a message shows
+
 Make = Callable[[type, Any, str, Any], Any]  # makes a strategy of a type from what is given, at a place, with a default
 
 
@@ -35,7 +37,7 @@ def typed(hint: Any, value: Any, place: str, make: Make, default: Any = None) ->
     if isinstance(value, Text):
         value = _from_text(hint, value)
     if not fits(hint, value):
-        raise SubFitError(f"{place} is {value!r}; it must be {describe_annotation(hint)}")
+        raise SubFitError(f"{place} is {_shown(value)}; it must be {describe_annotation(hint)}")
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _of_union([member for member in inner if fits(member, value)], value, place, make, default)
@@ -93,6 +95,12 @@ def check_known(given: Iterable[str], known: Iterable[str], place: str = "") -> 
             hint = did_you_mean(str(name), known)
             before = f"{place}: " if place else ""
             raise SubFitError(f"{before}unknown option {name!r}; {hint}options are {', '.join(known) or 'none'}")
+
+
+def _shown(value: Any) -> str:
+    """A value as one line of a message."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 def _of_union(members: list[Any], value: Any, place: str, make: Make, default: Any) -> Any:

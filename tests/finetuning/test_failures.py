@@ -112,14 +112,14 @@ if early:
     logging.getLogger("lightning.pytorch").setLevel(logging.DEBUG)
 (levels, filters), (model, text, output) = state(), sys.argv[1:4]
 data = {"path": text, "windows": 12, "length": 32}
-api.compress(model=model, calibration=data, finetune={"trainer": {"max_steps": 2}}, logger="csv", output=output)
+api.compress(model=model, calibration=data, finetune={"trainer": {"max_steps": 2}}, logger=sys.argv[4], output=output)
 found = state()
 print({name: (level, found[0].get(name)) for name, level in levels.items() if level != found[0].get(name)})
 print([entry for entry in found[1] if entry not in filters], [entry for entry in filters if entry not in found[1]])
 """
 
 
-@pytest.mark.parametrize("early", [["--early"], []])
+@pytest.mark.parametrize("early", [["csv", "--early"], ["csv"], ["none"]])
 def test_no_logger_level_and_no_warning_filter_is_changed_after_a_run(early, model_folder, text_file, tmp_path):
     """Whether Lightning was imported, and made to say all, before the run, or is imported by it."""
     command = [sys.executable, "-c", STATE, str(model_folder), str(text_file), str(tmp_path / "out"), *early]

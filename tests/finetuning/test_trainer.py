@@ -118,18 +118,19 @@ def test_a_checkpoint_of_the_users_own_can_be_kept(tmp_path):
 )
 def test_what_cannot_be_used_is_one_line_before_any_work(given, message, model_folder, text_file, monkeypatch):
     def work(*args, **kwargs):
-        raise AssertionError("it has begun to score")
+        raise AssertionError("it has begun to work")
 
-    monkeypatch.setattr("subfit.pipeline.score_sites", work)
+    monkeypatch.setattr("subfit.pipeline.score_sites" if "lora" in given else "subfit.api.load", work)  # LoRA is the model's
     with pytest.raises(SubFitError, match=message) as raised:
         api.compress(model=str(model_folder), calibration={"path": str(text_file), "windows": 4}, finetune=given)
     assert "\n" not in str(raised.value)
 
 
 def test_objects_are_checked_and_kept():
-    seen = Rates()
-    settings = FineTuning(trainer={"callbacks": [seen]})
+    seen, monitor = Rates(), {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    settings = FineTuning(trainer={"callbacks": [seen, monitor]})
     check_settings(settings)
+    assert settings.trainer["callbacks"][1] is monitor and list(monitor) == ["class_path"]
     assert settings.trainer["callbacks"][0] is seen and settings.trainer["max_steps"] == 200
 
 

@@ -87,6 +87,13 @@ def test_open_groups_take_dotted_keys_and_objects_and_are_written_down():
     assert plain(lambda: 1)["unrecorded"].endswith("<lambda>") and plain(torch.optim.SGD) == "torch.optim.sgd.SGD"
 
 
+def test_a_value_of_many_lines_is_shown_in_one():
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(50)))
+    with pytest.raises(SubFitError) as caught:
+        typed(float, model, "sparsity", made)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
 def test_callables_and_sequences():
     def schedule(step: int) -> float:
         return 1.0
