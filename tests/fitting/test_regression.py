@@ -123,9 +123,8 @@ def test_a_site_of_width_4096_is_fitted_to_working_precision_at_the_cost_of_few_
     moved = gram @ b.T
     gains = b @ moved
     error = (moved - b.T @ gains).norm() / moved.norm()
-    print(
-        f"width {width}, rank {rank}: {seconds:.0f} s, {seconds / one:.1f} eigendecompositions, relative error of the subspace {error:.0e}"
-    )
+    cost = f"{seconds:.0f} s, {seconds / one:.1f} eigendecompositions"
+    print(f"width {width}, rank {rank}: {cost}, relative error of the subspace {error:.0e}")
     rest = torch.randn(width, 1, generator=generator, dtype=torch.float64)
     for _ in range(50):
         rest = torch.nn.functional.normalize(rest - b.T @ (b @ rest), dim=0)
