@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from subfit.errors import SubFitError
-from subfit.model.processes import full_tensor, is_rank_zero
+from subfit.model.processes import full_tensor, is_rank_zero, wait_for_all
 from subfit.model.verification import sample_logits, verify
 
 SLACK = 1.05  # a checkpoint's size over that of its weights: tokenizer, configuration, picture
@@ -57,6 +57,7 @@ def save(
         full = full_tensor(value)
         if is_rank_zero():
             weights[name] = full if full is value else full.cpu()  # no device need hold them all
+    wait_for_all()  # a process that leaves while its last gathering is under way aborts
     if not is_rank_zero():
         return
     with new_folder(output) as folder:

@@ -41,6 +41,12 @@ def destroy_process_group() -> None:
         distributed.destroy_process_group()
 
 
+def wait_for_all() -> None:
+    """Returns once all processes that work together have called it, and what they have sent each other has arrived."""
+    if is_distributed():
+        distributed.barrier()
+
+
 def shard_model(model: nn.Module, device: torch.device) -> None:
     """Shards the weights of the decoder layers among the processes, and moves the model to their devices.
 
