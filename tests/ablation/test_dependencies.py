@@ -53,7 +53,11 @@ def run(tmp_path, model_folder, text_file):
         options = {"model": str(model_folder), "sparsity": 0.5, "calibration": data, "evaluation": {"windows": 2}, **options}
         (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"options": options, **content}))
         ran = []
-        report_ = lambda cell, status, row: ran.append(cell.name) if status == "running" else None  # noqa: E731
+
+        def report_(cell, status, row):
+            if status == "running":
+                ran.append(cell.name)
+
         return ablate(str(tmp_path / "grid.yaml"), str(tmp_path / output), report=report_), len(ran)
 
     return ablation
