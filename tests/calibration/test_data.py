@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer
 
-from subfit.calibration import data as reading
+from subfit.calibration import text as reading
 from subfit.calibration.data import read_tokens
 from subfit.calibration.settings import Data, EvaluationData, evaluation_seed
 from subfit.errors import SubFitError
