@@ -21,6 +21,7 @@ from subfit.model import checkpoint
 from subfit.model.loading import device_of, load
 from subfit.model.processes import init_process_group, shard_model
 from subfit.pipeline import Compression, check_finetuning, compress_model
+from subfit.progress import Stage
 from subfit.registry.listing import list_strategies
 from subfit.tracking.loggers import Log, open_log
 from subfit.tracking.plots import draw_scores
@@ -168,7 +169,8 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
         evaluation_tokens=describe_tokens(held_out),
     )
     if options.output is not None:
-        checkpoint.save(compression.model, tokenizer, record, options.output, draw_scores)
+        with Stage(f"writing {options.output}"):
+            checkpoint.save(compression.model, tokenizer, record, options.output, draw_scores)
     return compression
 
 
@@ -197,10 +199,16 @@ def tokens_of(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Ten
     """
     own, wanted = options.evaluation, options.evaluation.windows
     held_out = wanted > 0 and not (own.source or own.path or own.dataset)
-    tokens, rest = read_tokens(options.calibration, model, tokenizer, options.seed, wanted if held_out else 0)
+    with _reading("calibration", options.calibration):
+        tokens, rest = read_tokens(options.calibration, model, tokenizer, options.seed, wanted if held_out else 0)
     if wanted > 0 and not held_out:
-        rest, _ = read_tokens(own, model, tokenizer, evaluation_seed(options.seed))
+        with _reading("evaluation", own):
+            rest, _ = read_tokens(own, model, tokenizer, evaluation_seed(options.seed))
     return tokens, rest
+
+
+def _reading(purpose: str, data: Data) -> Stage:
+    return Stage(f"{'sampling' if 'self' in data.sources() else 'reading'} {purpose} text")
 
 
 def _on_loaded(options: Options, model: PreTrainedModel) -> Options:

@@ -25,6 +25,7 @@ from subfit.model.processes import broadcast, init_process_group
 from subfit.model.replacing import Replacement, Switch, switched_off
 from subfit.model.sizes import kv_bytes_per_token
 from subfit.model.submodules import Kind, Site
+from subfit.progress import Stage
 from subfit.scorer import Scorer, Scores, score_sites
 from subfit.selector import Selector
 from subfit.strategy import with_seed
@@ -77,7 +78,7 @@ def compress_model(
     portable_source([switch.stand_in.bypass for switch in switches if switch.stand_in])  # fails before the work that follows
     tune(calibration, switches, recipe, record, log or Log())
     if evaluation is not None and len(evaluation):
-        with timed(record["seconds"], "evaluate"):
+        with timed(record["seconds"], "evaluate"), Stage("evaluating"):
             with switched_off(switches):
                 comparison = Comparison(model, evaluation)
             record["evaluation"] = comparison.measure(switches)
@@ -103,13 +104,13 @@ def fit_recipe(
     substitutes: dict[Kind, Substitute] = {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass}
     scorer, selector, substitutes = with_seed((recipe.scorer, recipe.selector, substitutes), seed)
     eligible = _eligible(calibration.sites, recipe.protect)
-    with timed(seconds, "score"):
+    with timed(seconds, "score"), Stage(f"scoring {len(calibration.sites)} submodules"):
         scores = (score or score_sites)(calibration, scorer)
-    with timed(seconds, "select"), attribute_errors_to(selector):
+    with timed(seconds, "select"), Stage("selecting"), attribute_errors_to(selector):
         budget = Budget(calibration, substitutes, recipe.sparsity, recipe.budget)
         selected = selector.select({site: scores[site] for site in eligible}, budget, calibration)
         selected = broadcast(_check_selection(selected, eligible, selector))
-    with timed(seconds, "fit"):
+    with timed(seconds, "fit"), Stage(f"fitting {len(selected)} bypasses"):
         replacements = _fit(calibration, plan_of(selected, substitutes), recipe)
     for replacement in replacements:
         replacement.on()
@@ -141,7 +142,7 @@ def tune(calibration: Calibration, switches: list[Switch], recipe: Recipe, recor
     if recipe.finetune is not None:
         from subfit.finetuning.fine_tune import fine_tune  # and Lightning, which takes seconds
 
-        with timed(record["seconds"], "finetune"):
+        with timed(record["seconds"], "finetune"), Stage("fine-tuning"):
             record["finetune"] = fine_tune(calibration, switches, recipe.finetune, log)
 
 

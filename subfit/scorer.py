@@ -182,7 +182,7 @@ def _score_in_one_pass(calibration: Calibration, scorers: Sequence[StreamScorer]
     with ExitStack() as stack:
         for scorer in scorers:
             stack.enter_context(attribute_errors_to(scorer))
-        calibration.watch_sites(calibration.sites, "score", visit)
+        calibration.watch_sites(calibration.sites, "scoring", visit)
         return [{site: float(its[i].compute()) for site, its in copies.items()} for i in range(len(scorers))]
 
 

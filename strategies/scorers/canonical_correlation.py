@@ -48,5 +48,5 @@ class CanonicalCorrelation(Scorer):
             whitened = left.T @ (before.xy + noise) @ right  # its singular values are the canonical correlations
             scores[site] = max(0.0, min(whitened.shape) - float(whitened.square().sum()))
 
-        calibration.watch_sites(calibration.sites, "score", visit, done)
+        calibration.watch_sites(calibration.sites, "scoring", visit, done)
         return scores

@@ -4,10 +4,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from subfit.calibration.capture import Calibration
 from subfit.model.activations import watch
+from subfit.progress import Stage
 from subfit.scorer import Scorer, Scores
 
 
@@ -34,6 +34,7 @@ class Taylor(Scorer):
         totals = torch.zeros(len(calibration.sites), dtype=torch.float64)
         trained = [p for p in model.parameters() if p.requires_grad]
         with ExitStack() as stack:
+            progress = stack.enter_context(Stage("scoring", len(tokens), "windows"))
             stack.enter_context(torch.enable_grad())
             seen = [stack.enter_context(watch(model, site)) for site in calibration.sites]
             embedding = model.get_input_embeddings().register_forward_hook(lambda m, args, out: out.requires_grad_())
@@ -41,10 +42,11 @@ class Taylor(Scorer):
             stack.callback(lambda: [p.requires_grad_() for p in trained])
             for p in trained:
                 p.requires_grad_(False)
-            for window in tqdm(tokens, desc="score", unit="window"):
+            for window in tokens:
                 logits = model(window[None], use_cache=False).logits[0]
                 loss = torch.nn.functional.cross_entropy(logits[:-1].float(), window[1:], reduction="sum")
                 added = [passed.y for passed in seen]
                 for index, (y, gradient) in enumerate(zip(added, torch.autograd.grad(loss, added), strict=True)):
                     totals[index] += float((gradient.float() * y.detach().float()).sum(-1).abs().sum())
+                progress.advance()
         return dict(zip(calibration.sites, (totals / tokens.numel()).tolist(), strict=True))

@@ -52,7 +52,7 @@ class WeightActivation(Scorer):
         with ExitStack() as stack:
             for layer in chain(*layers.values()):
                 stack.callback(layer.register_forward_pre_hook(see, with_kwargs=True).remove)
-            calibration.watch_sites(calibration.sites, "score", lambda site, seen: None, done)
+            calibration.watch_sites(calibration.sites, "scoring", lambda site, seen: None, done)
         return scores
 
 

@@ -6,13 +6,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
 
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
 from subfit.fitting.budget import Budget
 from subfit.model.residual_stream import ResidualStream
 from subfit.model.submodules import Site
+from subfit.progress import Stage
 from subfit.scorer import Scores
 from subfit.selector import Selector, pools
 
@@ -76,15 +76,17 @@ def distances(calibration: Calibration) -> dict[tuple[str, str], Tensor]:
 def _measured(calibration: Calibration) -> dict[tuple[str, str], Tensor]:
     """One window's streams at a time; the mean over windows."""
     total: dict[tuple[str, str], Any] = defaultdict(float)
-    for window in tqdm(torch.split(calibration.tokens, 1), desc="distances", unit="window"):
-        stream = ResidualStream(calibration.model, window, 1)
-        kept = [stream.hidden[0].clone()]
-        while stream.position < len(stream.layers):
-            stream.step()
-            kept.append(stream.hidden[0].clone())
-        rows = (normalize(part.double(), dim=-1) for part in torch.split(torch.stack(kept, 1), CHUNK))
-        cosines = torch.cat([(unit @ unit.mT).clamp(-1, 1).cpu() for unit in rows])
-        for name, distance in (("angle", cosines.arccos() / torch.pi), ("cosine", 1 - cosines)):
-            total[name, "all"] += distance.mean(0) / len(calibration.tokens)
-            total[name, "last"] += distance[-1] / len(calibration.tokens)
+    with Stage("measuring distances between layers", len(calibration.tokens), "windows") as progress:
+        for window in torch.split(calibration.tokens, 1):
+            stream = ResidualStream(calibration.model, window, 1)
+            kept = [stream.hidden[0].clone()]
+            while stream.position < len(stream.layers):
+                stream.step()
+                kept.append(stream.hidden[0].clone())
+            rows = (normalize(part.double(), dim=-1) for part in torch.split(torch.stack(kept, 1), CHUNK))
+            cosines = torch.cat([(unit @ unit.mT).clamp(-1, 1).cpu() for unit in rows])
+            for name, distance in (("angle", cosines.arccos() / torch.pi), ("cosine", 1 - cosines)):
+                total[name, "all"] += distance.mean(0) / len(calibration.tokens)
+                total[name, "last"] += distance[-1] / len(calibration.tokens)
+            progress.advance()
     return total

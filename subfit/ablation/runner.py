@@ -13,6 +13,7 @@ from subfit.ablation.rows import Rows
 from subfit.ablation.shared_state import SharedState
 from subfit.errors import SubFitError
 from subfit.evaluation.tasks import read_task
+from subfit.progress import Stage
 from subfit.tracking.provenance import provenance
 
 WAIT = 2.0  # seconds between looks at cells that other processes are running
@@ -36,7 +37,8 @@ def ablate(
         path: the grid file, see `read_grid`.
         output: folder for `rows.jsonl`, `results.csv` and what the cells share (`cache`).
         shard: `i/n`, to run every n-th cell only, beginning with the i-th.
-        report: called with a cell, its status ("running", "done", "failed" or "elsewhere") and its row.
+        report: called with a cell, its status ("waiting", "running", "done", "failed" or "elsewhere") and its row. Every
+            cell is reported at the start: those that are finished already as "done", the others as "waiting".
 
     Returns:
         The last row of each cell of the grid, as far as there is one.
@@ -53,16 +55,20 @@ def ablate(
     depends_on = {cell.name: _depends_on(grid, cell) for cell in cells}
     left = [cell for cell in cells if not cell.is_done(started.get(cell.name), depends_on[cell.name])]
     _warn_of_other_rows([(started[cell.name], depends_on[cell.name]) for cell in left if cell.name in started])
+    finished = {cell.name for cell in cells if cell not in left}
     for cell in cells:
-        if cell not in left:
-            report(cell, "done", started[cell.name])
+        report(cell, *(("done", started[cell.name]) if cell.name in finished else ("waiting", {})))
     state = SharedState(rows.folder / "cache", grid.texts, tasks, [cell.options for cell in left])
 
     def run(cell: Cell) -> Row:
-        return _row(state, cell, depends_on[cell.name])
+        with Stage(f"cell {len(finished) + 1} of {len(cells)}", line=False):
+            return _row(state, cell, depends_on[cell.name])
 
     while left:
-        left = [cell for cell in sorted(left, key=_by_what_is_shared(left)) if not _settle(rows, cell, started, run, report)]
+        for cell in sorted(left, key=_by_what_is_shared(left)):
+            if _settle(rows, cell, started, run, report):
+                finished.add(cell.name)
+        left = [cell for cell in left if cell.name not in finished]
         if left:
             time.sleep(WAIT)
     rows.write_table()

@@ -18,6 +18,7 @@ from subfit.model import checkpoint
 from subfit.model.loading import load
 from subfit.model.sizes import footprint
 from subfit.options.typed import check_known, typed, typed_arguments
+from subfit.progress import Stage
 from subfit.tracking.plots import draw_speed
 
 
@@ -65,7 +66,8 @@ def benchmark(
     options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     if random_weights and not (model or reference):
         bypasses = recipe.attention_bypass, recipe.ffn_bypass
-        dense, compressed = random_models(random_weights, sparsity, *bypasses, seed=workload.seed, **options)
+        with Stage("building models with random weights"):
+            dense, compressed = random_models(random_weights, sparsity, *bypasses, seed=workload.seed, **options)
     elif model and reference and not random_weights:
         compressed = load(model, **options)[0]
         dense = load(reference, **options | {"dtype": str(compressed.dtype).removeprefix("torch.")})[0]

@@ -15,6 +15,7 @@ from subfit.model.finalizing import check_replaceable
 from subfit.model.replacing import turn_off
 from subfit.model.sizes import peak_bytes, weight_bytes
 from subfit.pipeline import fit_recipe
+from subfit.progress import Stage
 
 
 def compression_costs(model: Any, recipe: Recipe, workload: Workload) -> list[dict[str, Any]]:
@@ -22,7 +23,11 @@ def compression_costs(model: Any, recipe: Recipe, workload: Workload) -> list[di
     generator = torch.Generator().manual_seed(workload.seed)
     most, vocabulary = max(workload.calibration_windows, default=0), len(model.get_input_embeddings().weight)
     tokens = torch.randint(vocabulary, (most, workload.calibration_length), generator=generator)
-    return [compression_cost(model, tokens[:count], recipe) for count in workload.calibration_windows]
+    found = []
+    for count in workload.calibration_windows:
+        with Stage(f"compressing with {count} windows"):
+            found.append(compression_cost(model, tokens[:count], recipe))
+    return found
 
 
 def compression_cost(model: Any, tokens: Tensor, recipe: Recipe, batch_size: int = 8) -> dict[str, Any]:

@@ -102,7 +102,10 @@ def _prefill(runners: Mapping[str, Runner], tokens: Tensor, workload: Workload) 
     counts = {name: count_flops(partial(Runner(runner.model).prefill, tokens)) for name, runner in runners.items()}
     flops = {name: count["Global"] / length for name, count in counts.items()}
     runs = {name: partial(seconds_of, partial(runner.prefill, tokens), tokens.device) for name, runner in runners.items()}
-    found, ratio = _measure(runners, runs, workload, f"prefill {length}"), flops["dense"] / flops["compressed"]
+    found, ratio = (
+        _measure(runners, runs, workload, f"timing prefill of {length} tokens"),
+        flops["dense"] / flops["compressed"],
+    )
     return {
         "prompt_length": length,
         **found,
@@ -130,7 +133,7 @@ def _decoding(runners: Mapping[str, Runner], tokens: Tensor, workload: Workload)
         return seconds_of(partial(runner.decode, new, cache), tokens.device)
 
     runs = {name: partial(generate, runner) for name, runner in runners.items()}
-    found = _measure(runners, runs, workload, f"decode {batch} x {context.shape[1]}")
+    found = _measure(runners, runs, workload, f"timing decoding of {batch} x {context.shape[1]} tokens")
     seconds = medians(found["seconds"])
     return {
         "context": context.shape[1],

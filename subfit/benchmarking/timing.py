@@ -6,7 +6,8 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
+
+from subfit.progress import Stage
 
 Seconds = dict[str, list[float]]
 
@@ -26,24 +27,26 @@ def seconds_of(run: Callable[[], Any], device: torch.device) -> float:
     return begin.elapsed_time(end) / 1000
 
 
-def interleave(measures: Mapping[str, Callable[[], float]], repeats: int, warmup: int, label: str = "time") -> Seconds:
+def interleave(measures: Mapping[str, Callable[[], float]], repeats: int, warmup: int, label: str = "timing") -> Seconds:
     """Takes measurements in turns, every other time in reverse order, so that a drift of the machine cancels.
 
     Args:
         measures: functions that return seconds, by name.
         repeats: times that each is taken.
         warmup: times that each is taken before, and forgotten.
-        label: what the progress bar is called.
+        label: what the stage is called, see `subfit.progress`.
 
     Returns:
         The seconds of each, by name, in the order they were taken.
     """
     seconds: Seconds = {name: [] for name in measures}
-    for turn in tqdm(range(-warmup, repeats), desc=label, unit="turn"):
-        for name in sorted(measures, reverse=turn % 2 == 1):
-            took = measures[name]()
-            if turn >= 0:
-                seconds[name].append(took)
+    with Stage(label, warmup + repeats, "turns") as progress:
+        for turn in range(-warmup, repeats):
+            for name in sorted(measures, reverse=turn % 2 == 1):
+                took = measures[name]()
+                if turn >= 0:
+                    seconds[name].append(took)
+            progress.advance()
     return seconds
 
 

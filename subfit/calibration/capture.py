@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from subfit.calibration.cache import Cache
 from subfit.errors import SubFitError
@@ -15,6 +14,7 @@ from subfit.model.activations import Activations, Branch, watch
 from subfit.model.processes import shard_tokens
 from subfit.model.residual_stream import ResidualStream
 from subfit.model.submodules import Site, find_sites
+from subfit.progress import Stage
 
 
 class Calibration:
@@ -67,21 +67,24 @@ class Calibration:
         """Runs the model layer by layer, up to the last of `sites`.
 
         Args:
-            label: what the progress bar is called.
+            label: what the stage is called, see `subfit.progress`.
             visit: called with what passed a site in one batch; valid during the call, as the stream moves on in place.
             done: called after a site's last batch.
         """
         by_layer = {layer: list(group) for layer, group in groupby(sorted(sites, key=_layer), key=_layer)}
         stream = self.stream()
-        for layer in tqdm(range(max(by_layer, default=-1) + 1), desc=label, unit="layer"):
-            here = by_layer.get(layer, [])
-            with ExitStack() as stack:
-                seen = [stack.enter_context(watch(self.model, site)) for site in here]
-                for _ in stream.advance():
-                    for site, passed in zip(here, seen, strict=True):
-                        visit(site, passed)
-            for site in here:
-                done(site)
+        layers = max(by_layer, default=-1) + 1
+        with Stage(label, layers, "layers") as progress:
+            for layer in range(layers):
+                here = by_layer.get(layer, [])
+                with ExitStack() as stack:
+                    seen = [stack.enter_context(watch(self.model, site)) for site in here]
+                    for _ in stream.advance():
+                        for site, passed in zip(here, seen, strict=True):
+                            visit(site, passed)
+                for site in here:
+                    done(site)
+                progress.advance()
 
 
 def _layer(site: Site) -> int:

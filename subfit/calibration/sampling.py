@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from subfit.errors import SubFitError
+from subfit.progress import Stage
 
 SAMPLING_BATCH = 64
 
@@ -23,7 +23,7 @@ def sample(model: Any, tokenizer: Any, count: int, length: int, seed: int) -> Te
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     tokens = torch.full((count, length), first)
-    with tqdm(total=count * (length - 1), desc="sample", unit="token") as progress:
+    with Stage(f"sampling {count} windows of text", count * (length - 1), "tokens") as progress:
         for start in range(0, count, SAMPLING_BATCH):
             rows = tokens[start : start + SAMPLING_BATCH]
             cache = None
@@ -35,5 +35,5 @@ def sample(model: Any, tokenizer: Any, count: int, length: int, seed: int) -> Te
                 if not probabilities.isfinite().all():
                     raise SubFitError("the model gives NaN or infinite logits; it cannot be sampled from")
                 rows[:, position] = torch.multinomial(probabilities, 1, generator=generator)[:, 0].cpu()
-                progress.update(len(rows))
+                progress.advance(len(rows))
     return tokens

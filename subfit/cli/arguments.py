@@ -1,7 +1,7 @@
 """Command-line arguments, as all commands take them."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import yaml
@@ -12,13 +12,28 @@ from subfit.options.sources import Text, parse
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a user error of one line for wrong arguments."""
+    """Raises a user error of one line for wrong arguments.
 
-    def __init__(self, program: str, description: str):
-        super().__init__(prog=program, description=description, allow_abbrev=False)
+    Args:
+        commands: examples that end the help.
+    """
+
+    def __init__(self, program: str, description: str, commands: Sequence[str] = ()):
+        super().__init__(
+            prog=program,
+            description=description,
+            epilog=examples(commands) if commands else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise SubFitError(message)
+
+
+def examples(commands: Sequence[str]) -> str:
+    """Returns the examples that end a help."""
+    return "\n".join(["Examples:", *(f"  {command}" for command in commands)])
 
 
 def take(arguments: list[str], wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Any]], list[str]]:

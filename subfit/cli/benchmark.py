@@ -4,17 +4,19 @@ import argparse
 import json
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from subfit.cli.arguments import Parser, add_plugins, document_plugins, take
 from subfit.cli.help import with_default
+from subfit.cli.tables import show_table
 from subfit.options.declarations import documented, file_of, read
 from subfit.options.sources import merge, read_mapping, unfold
 
 BOTH = ("dense", "compressed")
 MIB = 1 << 20
+EXAMPLES = (
+    "subfit benchmark compressed --reference smollm2-135m",
+    "subfit benchmark compressed --reference smollm2-135m --prompt_lengths 512 --contexts 256 --batch_sizes 1 4",
+    "subfit benchmark --random_weights config.json --sparsity 0.25 --output speed",
+)
 
 
 def run(arguments: list[str]) -> int:
@@ -39,7 +41,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("subfit benchmark", "Speed and memory of a compressed model, beside the dense one.")
+    parser = Parser("subfit benchmark", "Speed and memory of a compressed model, beside the dense one.", EXAMPLES)
     parser.argument_default = argparse.SUPPRESS  # what is not given is as the configuration says, or at its default
     parser.add_argument("model", nargs="?", help="The compressed model: its folder or hub name.")
     parser.add_argument("--config", metavar="FILE", help="YAML file with options; of several, the later wins.")
@@ -67,54 +69,56 @@ def _parser() -> Parser:
 
 
 def _show(result: dict[str, Any], output: str | None) -> None:
-    """Prints a benchmark as two tables: speed, and what was counted."""
-    console, setting = Console(), result["setting"]
-    columns = ("", "dense", "compressed", "times (quartiles)", "ideal", "reached", "saved")
-    speed = Table(*columns, title="speed", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    counted = Table("", "dense", "compressed", "ratio", title="counted")
+    """Prints a benchmark as tables: what was counted, speed, and what the compression costs."""
+    setting = result["setting"]
+    speed: list[list[str]] = []
+    counted: list[list[str]] = []
 
     def count(name: str, dense: float, compressed: float, digits: int = 1, unit: float = 1) -> None:
         values = (f"{value / unit:,.{digits}f}" for value in (dense, compressed))
-        counted.add_row(name, *values, f"{compressed / dense:.3f}" if dense else "")
+        counted.append([name, *values, f"{compressed / dense:.3f}" if dense else ""])
 
     count("parameters", **_of(result["size"], "parameters"), digits=0)
     count("weights, MiB", **_of(result["size"], "weight_bytes"), unit=MIB)
     count("KV cache, bytes per token", **_of(result["size"], "kv_bytes_per_token"), digits=0)
     for entry in result["prefill"]:
         name = f"prefill {entry['prompt_length']:,}"
-        speed.add_row(name, *(f"{1000 * entry['seconds'][key]:,.0f} ms" for key in BOTH), *_ratios(entry["speedup"]))
+        speed.append([name, *(f"{1000 * entry['seconds'][key]:,.0f} ms" for key in BOTH), *_ratios(entry["speedup"])])
         count(f"{name}: MFLOP per token", **entry["flops_per_token"], unit=1e6)
         count(f"{name}: peak memory, MiB", **entry["peak_bytes"], unit=MIB)
     for entry in result["decoding"]:
         name = f"decode {entry['batch_size']} x {entry['context']:,}"
-        speed.add_row(name, *(f"{entry['tokens_per_second'][key]:,.1f} / s" for key in BOTH), *_ratios(entry["speedup"]))
+        speed.append([name, *(f"{entry['tokens_per_second'][key]:,.1f} / s" for key in BOTH), *_ratios(entry["speedup"])])
         count(f"{name}: MiB read per token", **entry["bytes_per_token"], unit=MIB)
         count(f"{name}: MFLOP per token", **entry["flops_per_token"], unit=1e6)
         count(f"{name}: KV cache, MiB", **entry["kv_bytes"], unit=MIB)
         count(f"{name}: peak memory, MiB", **entry["peak_bytes"], unit=MIB)
-    console.print(counted)
-    if speed.rows:
-        console.print(speed)
-        explained = "by FLOPs for the prefill, by bytes read for decoding; reached: of it; saved: of the time that it saves"
-        console.print(f"ideal: {explained}")
+    show_table("counted", ("", *BOTH, "ratio"), counted, note="Lower is better.")
+    if speed:
+        explained = (
+            "speed-up: dense over compressed time, higher is better, with quartiles.\n"
+            "ideal: what the FLOPs (prefill) or the bytes read (decoding) allow; reached: share of it;\n"
+            "saved: share of the time that it would save."
+        )
+        show_table("speed", ("", *BOTH, "speed-up", "ideal", "reached", "saved"), speed, note=explained)
     if result["compression"]:
-        console.print(_compression(result["compression"]))
+        _show_compression(result["compression"])
     breaks = [entry["graph_breaks"] for entry in (*result["prefill"], *result["decoding"]) if setting["compiled"]]
     mode = f"compiled, {sum(sum(found.values()) for found in breaks)} graph breaks" if setting["compiled"] else "eager"
-    console.print(f"{setting['device']}, {setting['threads']} threads, {setting['dtype']}, {mode}", highlight=False)
+    print(f"{setting['device']}, {setting['threads']} threads, {setting['dtype']}, {mode}")
     if output:
-        console.print(f"written to {output}, with the picture benchmark.png", highlight=False)
+        print(f"written to {output}: benchmark.json" + (" and the picture benchmark.png" if speed else ""))
 
 
-def _compression(entries: list[dict[str, Any]]) -> Table:
+def _show_compression(entries: list[dict[str, Any]]) -> None:
     """What the compression costs, with each number of windows."""
-    stages = ("score", "select", "fit", "forward")
-    table = Table("windows", *(f"{name}, s" for name in stages), "forward passes", "memory, MiB", title="compression")
+    stages, rows = ("score", "select", "fit", "forward"), []
     for entry in entries:
         seconds = (f"{entry['seconds'][name]:,.1f}" for name in stages)
         size = f"{entry['windows']} x {entry['length']}"
-        table.add_row(size, *seconds, f"{entry['forwards']:.2f}", f"{entry['peak_bytes'] / MIB:,.0f}")
-    return table
+        rows.append([size, *seconds, f"{entry['forwards']:.2f}", f"{entry['peak_bytes'] / MIB:,.0f}"])
+    columns = ("windows", *(f"{name}, s" for name in stages), "forward passes", "memory, MiB")
+    show_table("cost of the compression", columns, rows, note="Lower is better.")
 
 
 def _of(sizes: dict[str, dict[str, int]], name: str) -> dict[str, int]:

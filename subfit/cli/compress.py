@@ -1,23 +1,25 @@
 """`subfit compress`."""
 
 import json
-import sys
+import shlex
+from itertools import groupby
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
-from subfit.cli.arguments import add_plugins, take
+from subfit.cli.arguments import add_plugins, examples, take
 from subfit.cli.help import options_help
+from subfit.cli.tables import show_table
 from subfit.config import configuration, resolve
 from subfit.errors import SubFitError
+from subfit.progress import duration
 
 HELP = """usage: subfit compress [--config NAME] [--OPTION VALUE] ...
 
-Replaces submodules of a model by small fitted bypasses. Options win over those in configurations; of several
-configurations, the later wins. A strategy's arguments are options inside it: --scorer kl --scorer.windows 4.
+Replaces submodules of a model by small fitted bypasses. Options win over configurations; of several configurations, the
+later wins. A strategy's arguments are options inside it: --scorer kl --scorer.windows 4 (`subfit list scorers kl`).
 
+General:
   --config NAME
       A preset (`subfit list presets`), a YAML or JSON file, or the compression.json of a run; may be repeated
   --plugins FILE
@@ -29,12 +31,18 @@ configurations, the later wins. A strategy's arguments are options inside it: --
   --debug
       Show where an error comes from
 """
+EXAMPLES = (
+    "subfit compress --output compressed",
+    "subfit compress --config best --model smollm2-135m --calibration.path valid.txt --output compressed",
+    "subfit compress --sparsity 0.125 --scorer kl --scorer.windows 4 --ffn_bypass linear",
+    "subfit compress --config best --print_config",
+)
 
 
 def run(arguments: list[str]) -> int:
     """Runs `subfit compress`."""
     if "--help" in arguments or "-h" in arguments:
-        print(HELP + options_help("subfit.config", "Options"))
+        print("\n".join([HELP, options_help("subfit.config", "Options"), "", examples(EXAMPLES)]))
         return 0
     flags = [argument for argument in arguments if argument in ("--json", "--print_config")]
     rest = add_plugins([argument for argument in arguments if argument not in flags])
@@ -44,7 +52,8 @@ def run(arguments: list[str]) -> int:
         raise SubFitError(f"unexpected argument {unexpected[0]!r}; options are given as --OPTION VALUE")
     options = resolve(*(str(name) for _, name in configurations), dict(given))
     if "--print_config" in flags:
-        print(yaml.safe_dump(configuration(options), sort_keys=False), end="")
+        written = configuration(options)
+        print(json.dumps(written, indent=2) if "--json" in flags else yaml.safe_dump(written, sort_keys=False).rstrip())
         return 0
     from subfit import api  # imports torch, which help does not wait for
     from subfit.model.processes import is_rank_zero
@@ -60,28 +69,45 @@ def run(arguments: list[str]) -> int:
 
 
 def _show(record: dict[str, Any], output: str | None) -> None:
-    """Prints what a compression did as tables."""
-    size, quality, console = record["size"], record.get("evaluation"), Console()
+    """Prints what a compression did, and what to do next."""
+    size, quality = record["size"], record.get("evaluation")
     before, after = size["before"], size["after"]
-    table = Table("", "dense", "compressed", "ratio", title="SubFit")
-    rows = [("parameters", before["parameters"], after["parameters"])]
-    rows.append(("KV cache, bytes per token", before["kv_bytes_per_token"], after["kv_bytes_per_token"]))
-    rows.append(("MFLOP per token", before["flops_per_token"] / 1e6, after["flops_per_token"] / 1e6))
+    rows = [
+        ("parameters", before["parameters"], after["parameters"], ",d"),
+        ("KV cache, bytes per token", before["kv_bytes_per_token"], after["kv_bytes_per_token"], ",d"),
+        ("MFLOP per token", before["flops_per_token"] / 1e6, after["flops_per_token"] / 1e6, ",.2f"),
+    ]
     if quality:
-        rows.append(("perplexity", quality["reference_perplexity"], quality["perplexity"]))
-    for name, dense, compressed in rows:
-        style = ",.2f" if isinstance(dense, float) else ",d"
-        table.add_row(name, format(dense, style), format(compressed, style), f"{compressed / dense:.3f}" if dense else "")
+        rows.append(("perplexity", quality["reference_perplexity"], quality["perplexity"], ",.2f"))
+    cells = [(name, format(a, form), format(b, form), f"{b / a:.3f}" if a else "") for name, a, b, form in rows]
     if quality:
-        table.add_row("top-1 agreement with dense", "", f"{quality['agreement']:.1%}", "")
-        table.add_row("KL divergence from dense, nats", "", f"{quality['kl']:.4f}", "")
-    removed, added = size["removed_parameters"], size["added_parameters"]
-    table.add_row("added / removed parameters", "", f"{added:,} / {removed:,}", f"{added / removed:.3f}" if removed else "")
-    console.print(table)
-    stages = Table(*record["seconds"], title="seconds")
-    stages.add_row(*(f"{value:.1f}" for value in record["seconds"].values()))
-    console.print(stages)
-    console.print(f"replaced: {', '.join(record['selected']) or 'nothing'}", highlight=False)
-    if output:
-        console.print(f"written to {output}, with the picture scores.png", highlight=False)
-    sys.stdout.flush()
+        cells.append(("top-1 agreement", "", f"{quality['agreement']:.1%}", ""))
+        cells.append(("KL divergence, nats", "", f"{quality['kl']:.4f}", ""))
+    note = "Lower is better, but for the agreement of the two models' likeliest tokens." if quality else ""
+    show_table(_title(record), ("", "dense", "compressed", "ratio"), cells, note=note)
+    removed, added, selected = size["removed_parameters"], size["added_parameters"], record["selected"]
+    print(f"replaced: {_layers(selected) or 'nothing'} ({len(selected)} of {len(record['scores'])} submodules)")
+    print(f"parameters removed {removed:,}, added by bypasses {added:,}")
+    print(f"time: {', '.join(f'{stage} {duration(seconds)}' for stage, seconds in record['seconds'].items())}")
+    if output is None:
+        print("not saved; --output FOLDER saves the model")
+        return
+    print(f"written to {output}, with the record compression.json and the picture scores.png")
+    named = f"{shlex.quote(output)} --reference {shlex.quote(str(record['configuration']['model']))}"
+    print(f"next:\n  subfit evaluate {named}\n  subfit benchmark {named}")
+
+
+def _title(record: dict[str, Any]) -> str:
+    return f"{record['configuration']['model']} and its compressed model"
+
+
+def _layers(selected: list[str]) -> str:
+    """The names of submodules in short, such as `attention.3, attention.5-7, ffn.2`."""
+    found = []
+    by_kind = groupby(sorted((name.split(".")[0], int(name.split(".")[1])) for name in selected), lambda site: site[0])
+    for kind, sites in by_kind:
+        runs = groupby(enumerate(layer for _, layer in sites), lambda pair: pair[1] - pair[0])
+        for _, run_of in runs:
+            layers = [layer for _, layer in run_of]
+            found.append(f"{kind}.{layers[0]}" + (f"-{layers[-1]}" if len(layers) > 1 else ""))
+    return ", ".join(found)

@@ -5,19 +5,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from subfit.cli.arguments import Parser
+from subfit.cli.tables import show_table
 from subfit.errors import SubFitError
 
-WIDTH = 110  # of the tables, where no terminal says how wide it is
+EXAMPLES = (
+    "subfit evaluate compressed --reference smollm2-135m",
+    "subfit evaluate compressed --reference smollm2-135m --data wikitext=test.txt narrative.txt --in_domain wikitext",
+    "subfit evaluate compressed --reference smollm2-135m --tasks questions.jsonl --limit 100 --json",
+)
 
 
 def run(arguments: list[str]) -> int:
     """Runs `subfit evaluate`."""
     text = "Perplexity and zero-shot accuracy of a model, and what it retains of a reference's."
-    parser = Parser("subfit evaluate", text)
+    parser = Parser("subfit evaluate", text, EXAMPLES)
     parser.add_argument("model", help="The model: hub name, folder, .gguf file or smollm2-135m.")
     parser.add_argument("--reference", help="The model to compare with, such as the dense one.")
     files = "Text files, each as NAME=PATH or PATH; without any and without tasks, sampled from the reference."
@@ -29,10 +31,10 @@ def run(arguments: list[str]) -> int:
     tasks = "Zero-shot tasks: local .jsonl files, or names of lm-evaluation-harness."
     parser.add_argument("--tasks", nargs="+", action="extend", default=[], metavar="TASK", help=tasks)
     parser.add_argument("--limit", type=int, help="Number of items of each task, the first ones; all if not given.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of sampling and of resampling.")
-    parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
-    parser.add_argument("--device", default="auto", help="Torch device.")
-    parser.add_argument("--batch_size", type=int, default=4, help="Windows, or sequences of 512 tokens, run at once.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of sampling and of resampling [0].")
+    parser.add_argument("--dtype", default="auto", help="Data type of the weights [auto].")
+    parser.add_argument("--device", default="auto", help="Torch device [auto].")
+    parser.add_argument("--batch_size", type=int, default=4, help="Windows, or sequences of 512 tokens, run at once [4].")
     parser.add_argument("--trust_remote_code", action="store_true", help="Let code in a checkpoint run.")
     parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
     given = vars(parser.parse_args(arguments))
@@ -68,72 +70,63 @@ def _named(entries: list[str]) -> dict[str, str]:
 
 def _show(result: dict[str, Any]) -> None:
     """Prints an evaluation as tables."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
     if result["texts"]:
-        console.print(_texts(result["texts"]))
+        _show_texts(result["texts"])
     if result["tasks"]:
-        console.print(_tasks(result["tasks"], result["tasks_mean"]))
+        _show_tasks(result["tasks"], result["tasks_mean"])
     data = result["calibration"] or {}
     told = [f"{key} {data[key]}" for key in ("source", "path", "dataset", "windows", "length") if data.get(key)]
     lines = {"model": result["model"], "reference": result["reference"], "calibration": ", ".join(told) or None}
     lines |= {"parameters": f"{result['parameters']:,}", "KV cache, bytes per token": f"{result['kv_bytes_per_token']:,}"}
     for name, value in lines.items():
         if value is not None:
-            console.print(f"{name}: {value}", highlight=False, markup=False)
+            print(f"{name}: {value}")
 
 
-def _texts(texts: dict[str, dict[str, Any]]) -> Table:
+def _show_texts(texts: dict[str, dict[str, Any]]) -> None:
     """A column for each text."""
-    table = Table("95 % intervals in brackets", *texts, title="perplexity")
     compared = "reference_perplexity" in next(iter(texts.values()))
     domains = {None: "not said", True: "in", False: "out"}
-    table.add_row("calibration domain", *(domains[text["in_domain"]] for text in texts.values()))
-    table.add_row("perplexity", *(_with_interval(text, "perplexity") for text in texts.values()))
+    rows = [["calibration domain", *(domains[text["in_domain"]] for text in texts.values())]]
+    rows.append(["perplexity", *(_with_interval(text, "perplexity") for text in texts.values())])
     if compared:
-        table.add_row("reference's perplexity", *(f"{text['reference_perplexity']:,.2f}" for text in texts.values()))
-        table.add_row("ratio", *(_with_interval(text, "perplexity_ratio") for text in texts.values()))
-        table.add_row("top-1 agreement", *(f"{text['agreement']:.1%}" for text in texts.values()))
-        table.add_row("KL divergence, nats", *(f"{text['kl']:.4f}" for text in texts.values()))
-    table.add_row("bits per byte", *(f"{text['bits_per_byte']:.4f}" for text in texts.values()))
-    table.add_row("tokens, windows", *(f"{text['tokens']:,}, {text['windows']}" for text in texts.values()))
-    return table
+        rows.append(["reference's perplexity", *(f"{text['reference_perplexity']:,.2f}" for text in texts.values())])
+        rows.append(["ratio", *(_with_interval(text, "perplexity_ratio") for text in texts.values())])
+        rows.append(["top-1 agreement", *(f"{text['agreement']:.1%}" for text in texts.values())])
+        rows.append(["KL divergence, nats", *(f"{text['kl']:.4f}" for text in texts.values())])
+    rows.append(["bits per byte", *(f"{text['bits_per_byte']:.4f}" for text in texts.values())])
+    rows.append(["tokens, windows", *(f"{text['tokens']:,}, {text['windows']:,}" for text in texts.values())])
+    better = f"Lower is better{', but for the agreement' if compared else ''}. In brackets, 95 % bootstrap intervals."
+    show_table("perplexity", ("", *texts), rows, note=better)
 
 
 def _with_interval(text: dict[str, Any], name: str) -> str:
     interval = text[f"{name}_interval"]
-    return f"{text[name]:,.4g}" + (f" [{interval[0]:,.4g}, {interval[1]:,.4g}]" if interval else "")
+    form = ",.2f" if name == "perplexity" else ",.3f"
+    shown = format(text[name], form)
+    return f"{shown} [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else shown
 
 
-def _tasks(tasks: dict[str, dict[str, Any]], mean: dict[str, Any]) -> Table:
-    """A row for each task."""
-    table = Table("task", "items", "chance", "acc", "acc_norm", title="zero-shot, %, ± standard error")
-    table.caption = "the mean, and what is compared, is of acc_norm where there are choices, else of acc"
+def _show_tasks(tasks: dict[str, dict[str, Any]], mean: dict[str, Any]) -> None:
+    """A row for each task, and one for their mean."""
+    columns = ["task", "items", "chance", "acc", "acc_norm"]
     compared = "difference" in mean
+    columns += ["reference", "difference", "retained", "above chance"] if compared else []
     rows = []
     for name, task in tasks.items():
         accuracies = [_percent(task.get(metric), task.get(f"{metric}_error")) for metric in ("acc", "acc_norm")]
-        dense = task.get(f"reference_{task['metric']}")
-        rows.append((task, dense, [name, f"{task['items']:,}", _percent(task["chance"]), *accuracies]))
+        row = [name, f"{task['items']:,}", _percent(task["chance"]), *accuracies]
+        rows.append(row + (_retained(task, task.get(f"reference_{task['metric']}")) if compared else []))
     if len(tasks) > 1:
-        accuracy = _percent(mean["accuracy"], mean["accuracy_error"])
-        rows.append(
-            (
-                mean,
-                mean.get("reference_accuracy"),
-                ["mean", "", _percent(mean["chance"]), "", accuracy],
-            )
-        )
-    if compared:
-        for title in ("reference", "difference", "retained", "above chance"):
-            table.add_column(title)
-    for task, dense, cells in rows:
-        if compared:
-            cells += [_percent(dense), _percent(task["difference"], task["difference_error"])]
-            cells += [_percent(task["retained"]), _percent(task["retained_above_chance"])]
-        table.add_row(*cells)
-    return table
+        row = ["mean", "", _percent(mean["chance"]), "", _percent(mean["accuracy"], mean["accuracy_error"])]
+        rows.append(row + (_retained(mean, mean.get("reference_accuracy")) if compared else []))
+    note = "Higher is better. The mean, and what is compared, is of acc_norm where there are choices, else of acc."
+    show_table("zero-shot accuracy, %, ± standard error", columns, rows, note=note)
+
+
+def _retained(task: dict[str, Any], dense: float | None) -> list[str]:
+    difference = _percent(task["difference"], task["difference_error"])
+    return [_percent(dense), difference, _percent(task["retained"]), _percent(task["retained_above_chance"])]
 
 
 def _percent(value: float | None, error: float | None = None) -> str:

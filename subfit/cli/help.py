@@ -1,22 +1,26 @@
 """The help on options that dataclasses declare, from their source: nothing is imported for it."""
 
 import re
+import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 
 from subfit.config import DEFAULTS
 from subfit.options.declarations import Argument, Class, SourceFile, documented, file_of, read
 
-WIDTH = 110
+WIDTH = 110  # columns of the help where the terminal has no fewer
+GROUPS = {"recipe": "Method", "calibration": "Calibration", "evaluation": "Evaluation", "finetune": "Fine-tuning"}
 
 
 def options_help(module: str, name: str) -> str:
-    """Returns what there is to say of each option of a dataclass, and of those inside it."""
-    found = []
-    for option, text in _options(module, name, ""):
-        found.append(f"  --{option} VALUE")
-        found += textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(found)
+    """Returns what there is to say of each option of a dataclass, and of those inside it, in groups."""
+    width = min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
+    groups: dict[str, list[str]] = {group: [] for group in ("Run", *GROUPS.values())}
+    for group, option, text in _options(module, name, "", "Run"):
+        lines = textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        groups[group] += [f"  --{option} VALUE", *lines]
+    return "\n\n".join("\n".join([f"{group}:", *lines]) for group, lines in groups.items() if lines)
 
 
 def with_default(argument: Argument, text: str) -> str:
@@ -29,8 +33,8 @@ def with_default(argument: Argument, text: str) -> str:
     return f"{sentence} [{shown}]" if shown else sentence
 
 
-def _options(module: str, name: str, before: str) -> Iterator[tuple[str, str]]:
-    """Each option, its name with dots, and what is said of it."""
+def _options(module: str, name: str, before: str, group: str) -> Iterator[tuple[str, str, str]]:
+    """Each option: its group, its name with dots, and what is said of it."""
     file = file_of(module)
     assert file is not None
     source = read(file)
@@ -40,9 +44,9 @@ def _options(module: str, name: str, before: str) -> Iterator[tuple[str, str]]:
         nested = _dataclass_in(source, module, argument.annotation or "")
         if nested is not None:
             inside = "" if argument.name == "recipe" else f"{before}{argument.name}."
-            yield from _options(*nested, inside)
+            yield from _options(*nested, inside, GROUPS.get(argument.name, group))
         else:
-            yield f"{before}{argument.name}", with_default(argument, texts.get(argument.name, ""))
+            yield group, f"{before}{argument.name}", with_default(argument, texts.get(argument.name, ""))
 
 
 def _of_class(source: SourceFile, declared: Class) -> tuple[dict[str, str], dict[str, Argument]]:

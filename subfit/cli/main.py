@@ -1,15 +1,13 @@
 """The command line: one command is one file here.
 
-Results go to stdout, progress and messages to stderr. User errors print one line and exit with status 2.
+Results go to stdout; progress (see `subfit.progress`) and messages to stderr. User errors print one line and exit with
+status 2.
 """
 
 import argparse
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
 from importlib import import_module
 from types import FrameType
 
@@ -41,13 +39,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"subfit: error: {error}", file=sys.stderr)
         return 2
     kept = "finished cells are kept" if command == "ablate" else "nothing was written"
-    before = signal.signal(signal.SIGTERM, partial(_terminate, f"subfit {command}: terminated; {kept}"))
+    before = signal.signal(signal.SIGTERM, _terminate)
     debug = "--debug" in arguments
     rest = [argument for argument in arguments[1:] if argument != "--debug"]
-    shown_elsewhere = command == "ablate" or os.environ.get("RANK", "0") != "0"  # in its table, or by the first process
     try:
-        with _without_progress_bars() if shown_elsewhere else nullcontext():
-            code: int = import_module(f"subfit.cli.{command}").run(rest)
+        code: int = import_module(f"subfit.cli.{command}").run(rest)
         sys.stdout.flush()
         return code
     except SubFitError as error:
@@ -58,6 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"subfit {command}: interrupted; {kept}", file=sys.stderr)
         return 130
+    except _Terminated:
+        print(f"subfit {command}: terminated; {kept}", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except (BrokenPipeError, SystemExit) as error:
         closed = isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)  # as rich leaves
         if debug or not closed:
@@ -68,19 +67,10 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Within the context, tqdm is told to show nothing; what the user has set holds."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TQDM_DISABLE"]
+class _Terminated(SystemExit):
+    """SIGTERM has arrived."""
 
 
-def _terminate(message: str, number: int, frame: FrameType | None) -> None:
-    """Leaves by an exception, so that what is half-written is removed on the way."""
-    print(message, file=sys.stderr)
-    sys.exit(128 + number)
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Leaves by an exception, so that what is half-written is removed on the way, and then the terminal is clean."""
+    raise _Terminated(128 + number)

@@ -12,6 +12,7 @@ from subfit.evaluation.divergence import summary, window_sums
 from subfit.evaluation.perplexity import perplexity_intervals
 from subfit.model.replacing import Switch
 from subfit.model.residual_stream import ResidualStream
+from subfit.progress import Stage
 
 
 class Comparison:
@@ -36,9 +37,11 @@ class Comparison:
         self._folder = TemporaryDirectory(prefix="subfit-evaluation-")
         self._dense = ResidualStream(model, tokens, batch_size)
         self._cache = Cache(self._folder.name, str(self._dense.hidden.device))
-        while self._dense.position < len(self._dense.layers):
-            self._cache.put(str(self._dense.position), {"hidden": self._dense.hidden})
-            self._dense.step()
+        with Stage("evaluating the dense model", len(self._dense.layers), "layers") as progress:
+            while self._dense.position < len(self._dense.layers):
+                self._cache.put(str(self._dense.position), {"hidden": self._dense.hidden})
+                self._dense.step()
+                progress.advance()
 
     @torch.no_grad()
     def measure(self, switches: Collection[Switch]) -> dict[str, Any]:
@@ -50,8 +53,10 @@ class Comparison:
         stream = self._dense.fork()
         if first < len(stream.layers):
             stream.position, stream.hidden = first, self._cache.load(str(first))["hidden"]
-        while stream.position < len(stream.layers):
-            stream.step()
+        with Stage("evaluating", len(stream.layers), "layers", done=stream.position, line=False) as progress:
+            while stream.position < len(stream.layers):
+                stream.step()
+                progress.advance()
         compressed, dense = iter(stream.batches), iter(stream.batches)
         sums = window_sums(
             lambda batch: stream.logits(next(compressed)),

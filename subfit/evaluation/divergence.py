@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
-from tqdm.auto import tqdm
 
 from subfit.errors import SubFitError
+from subfit.progress import Stage
 
 CHUNK = 64  # positions whose distributions over the vocabulary are held at once, in float32: few enough for the cache
 
@@ -112,7 +112,7 @@ def window_sums(
     tokens: Tensor,
     reference: Logits | None = None,
     batch_size: int = 4,
-    label: str = "evaluate",
+    label: str = "evaluating",
     first: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Returns `Agreement` over windows of tokens, each predicted from its own beginning; see `Agreement.compute`.
@@ -122,7 +122,7 @@ def window_sums(
         tokens: (windows, length).
         reference: the same as `logits` for the model to compare with, such as the dense one.
         batch_size: windows run at once.
-        label: title of the progress bar.
+        label: what the stage is called, see `subfit.progress`.
         first: (windows), the position of the first token of each window that counts; 1 if not given.
 
     Raises:
@@ -133,10 +133,12 @@ def window_sums(
     metric = Agreement()
     starts = torch.ones(len(tokens), dtype=torch.long) if first is None else first
     batches = zip(tokens.split(batch_size), starts.split(batch_size), strict=True)
-    for batch, start in tqdm(batches, total=-(-len(tokens) // batch_size), desc=label, unit="batch"):
-        found = logits(batch)
-        compared = reference(batch) if reference else None
-        metric.update(found, batch.to(found.device), start.to(found.device), compared)
+    with Stage(label, len(tokens), "windows") as progress:
+        for batch, start in batches:
+            found = logits(batch)
+            compared = reference(batch) if reference else None
+            metric.update(found, batch.to(found.device), start.to(found.device), compared)
+            progress.advance(len(batch))
     sums = {name: values.reshape(-1) for name, values in metric.compute().items()}  # of one window it makes a scalar
     if sums["nll"].isnan().any():
         raise SubFitError("the model gives NaN logits; its perplexity is not defined")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from subfit.evaluation.tasks import Task, read_task
 from subfit.evaluation.zero_shot import score_task
 from subfit.model.loading import load
 from subfit.model.sizes import kv_bytes_per_token
+from subfit.progress import Stage
 from subfit.tracking.records import check_format
 
 SEQUENCE = 512  # tokens of a sequence by which the batch size of tasks is reckoned
@@ -70,13 +72,15 @@ def evaluate(
 
     def perplexity(name: str, text: Data) -> dict[str, Any]:
         sampled_by = evaluation_seed(seed, name if isinstance(data, dict) else "")
-        tokens, first = read_windows(text, stride, dense or subject, tokenizer, sampled_by)
         compared = logits_of(dense) if dense is not None else None
-        return measure(logits_of(subject), tokens, first, tokenizer, compared, batch_size=batch_size, seed=seed, label=name)
+        with Stage(f"evaluating on {name}"):
+            tokens, first = read_windows(text, stride, dense or subject, tokenizer, sampled_by)
+            return measure(logits_of(subject), tokens, first, tokenizer, compared, batch_size=batch_size, seed=seed)
 
     def accuracies(scored: Any) -> list[TaskScores]:
         own = [score_task(scored, tokenizer, task, batch_size * SEQUENCE) for task in local]
-        return own + (harness.score_names(scored, tokenizer, named, manager, limit, batch_size) if named else [])
+        with Stage(f"answering {', '.join(named)}") if named else nullcontext():
+            return own + (harness.score_names(scored, tokenizer, named, manager, limit, batch_size) if named else [])
 
     measured = {name: perplexity(name, text) for name, text in texts.items()}
     compared = _compared(accuracies(subject), accuracies(dense) if dense is not None else None)

@@ -71,16 +71,15 @@ def measure(
     *,
     batch_size: int = 4,
     seed: int = 0,
-    label: str = "evaluate",
 ) -> dict[str, Any]:
     """Returns `divergence.summary` of a text's windows, with bits per byte and 95 % bootstrap intervals over the windows.
 
     Args:
-        logits, tokens, first, reference, batch_size, label: as for `divergence.window_sums`.
+        logits, tokens, first, reference, batch_size: as for `divergence.window_sums`.
         tokenizer: decodes the tokens, to count their bytes.
         seed: seed of the resampling.
     """
-    sums = window_sums(logits, tokens, reference, batch_size, label, first)
+    sums = window_sums(logits, tokens, reference, batch_size, first=first)
     size = byte_counts(tokens, first, lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)).sum()
     bits = float(sums["nll"].sum() / log(2) / size)
     return {"windows": len(tokens), **summary(sums), **perplexity_intervals(sums, seed), "bits_per_byte": bits}

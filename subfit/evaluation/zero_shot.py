@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from subfit.errors import SubFitError
 from subfit.evaluation.accuracy import TaskScores
 from subfit.evaluation.divergence import token_losses
 from subfit.evaluation.tasks import Task, joined
+from subfit.progress import Stage
 
 WASTE = 1.5  # times the tokens that its prompts have alone, which a batch has at most
 
@@ -57,7 +57,7 @@ def score_task(model: Any, tokenizer: Any, task: Task, batch_tokens: int) -> Tas
     """
     pairs = [encode(tokenizer, *pair) for item in task.items for pair in item.pairs]
     try:
-        found, greedy = (values.tolist() for values in log_likelihoods(model, pairs, batch_tokens, task.name))
+        found, greedy = (values.tolist() for values in log_likelihoods(model, pairs, batch_tokens, f"answering {task.name}"))
     except SubFitError as error:
         raise SubFitError(f"task {task.name}: {error}") from error
     correct, correct_norm, gold_log_likelihoods, start = [], [], [], 0
@@ -88,7 +88,7 @@ def encode(tokenizer: Any, context: str, continuation: str) -> Pair:
 
 
 @torch.no_grad()
-def log_likelihoods(model: Any, pairs: list[Pair], batch_tokens: int, label: str = "score") -> tuple[Tensor, Tensor]:
+def log_likelihoods(model: Any, pairs: list[Pair], batch_tokens: int, label: str = "answering") -> tuple[Tensor, Tensor]:
     """Returns the log-likelihood of each continuation given its context, and whether greedy decoding gives it.
 
     A context with several continuations is run once, and its key-value cache serves all of them; one with a single
@@ -100,7 +100,7 @@ def log_likelihoods(model: Any, pairs: list[Pair], batch_tokens: int, label: str
         pairs: tokens of contexts and continuations. A context that makes a sequence longer than the model's context is cut
             from the left.
         batch_tokens: tokens run at once; a single context with its continuations may be more.
-        label: title of the progress bar.
+        label: what the stage is called, see `subfit.progress`.
 
     Returns:
         Log-likelihoods in nats (pairs), float64, and booleans (pairs).
@@ -109,14 +109,14 @@ def log_likelihoods(model: Any, pairs: list[Pair], batch_tokens: int, label: str
         SubFitError: if a continuation has no token, or more than the model's context, or the model gives NaN.
     """
     values, greedy = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.bool)
-    with tqdm(total=len(pairs), desc=label, unit="continuation") as progress:
+    with Stage(label, len(pairs), "continuations") as progress:
         for batch in _batches(_prompts(pairs, model.config.get_text_config()), batch_tokens):
             rows = [row for prompt in batch for row in prompt.continuations]
             for row, logits in zip(rows, _run(model, batch), strict=True):
                 gold = torch.tensor(row.tokens[-row.scored :], device=logits.device)
                 values[row.index] = -token_losses(logits[None], gold[None]).sum(dtype=torch.float64)
                 greedy[row.index] = (logits.argmax(-1) == gold).all()
-            progress.update(len(rows))
+            progress.advance(len(rows))
     if values.isnan().any():
         raise SubFitError("the model gives NaN logits; its answers are not defined")
     return values, greedy

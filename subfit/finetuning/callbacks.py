@@ -1,14 +1,15 @@
 """Callbacks of a fine-tuning: they keep the best weights, and show progress."""
 
+from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from subfit.evaluation.divergence import exp
 from subfit.finetuning.master_weights import MasterWeights
 from subfit.fitting.best_state import BestState
+from subfit.progress import Stage
 
 
 class KeepBest(Callback):
@@ -57,19 +58,22 @@ class KeepBest(Callback):
 
 
 class Progress(Callback):
-    """A progress bar of the steps, on stderr."""
+    """Shows the steps, and the latest training loss."""
+
+    def __init__(self) -> None:
+        self._context = ExitStack()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        quiet: dict[str, Any] = {} if trainer.is_global_zero else {"disable": True}
-        self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="finetune", unit="step", **quiet)
+        self._stage = Stage("fine-tuning", trainer.max_steps, "steps", done=trainer.global_step)
+        if trainer.is_global_zero:
+            self._context.enter_context(self._stage)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
-        self._bar.set_postfix(loss=f"{float(outputs['loss']) * trainer.accumulate_grad_batches:.4f}", refresh=False)
-        self._bar.update(trainer.global_step - self._bar.n)
+        self._stage.note = f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.4f}"
+        self._stage.advance(trainer.global_step - self._stage.done)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._bar.close()
+        self._context.close()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        if hasattr(self, "_bar"):
-            self._bar.close()
+        self._context.close()

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import trange
 
 from subfit.fitting.best_state import BestState
+from subfit.progress import Stage
 
 CHECKS = 20  # times that the held-out rows are looked at during training
 
@@ -50,12 +50,14 @@ def fit_by_gradient(
     best.update(held_out())
     optimizer = torch.optim.AdamW(module.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-    for step in trange(1, steps + 1, desc="train", unit="step", leave=False):
-        chosen = kept[torch.randint(len(kept), (batch,), generator=generator).to(kept.device)]
-        optimizer.zero_grad()
-        loss(inputs[chosen], targets[chosen]).backward()
-        optimizer.step()
-        schedule.step()
-        if step % max(steps // CHECKS, 1) == 0 or step == steps:
-            best.update(held_out())
+    with Stage("training", steps, "steps") as progress:
+        for step in range(1, steps + 1):
+            chosen = kept[torch.randint(len(kept), (batch,), generator=generator).to(kept.device)]
+            optimizer.zero_grad()
+            loss(inputs[chosen], targets[chosen]).backward()
+            optimizer.step()
+            schedule.step()
+            if step % max(steps // CHECKS, 1) == 0 or step == steps:
+                best.update(held_out())
+            progress.advance()
     module.load_state_dict(best.state)

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError, attribute_errors_to
@@ -19,6 +18,7 @@ from subfit.model.processes import is_distributed
 from subfit.model.replacing import Replacement, RetrainedReplacement, switched_off
 from subfit.model.residual_stream import ResidualStream
 from subfit.model.submodules import Site
+from subfit.progress import Stage
 
 Target = Literal["branch", "dense", "corrected"]
 
@@ -34,10 +34,12 @@ def fit_sequential(calibration: Calibration, plan: Plan, target: Target, correct
     """
     fit = _SequentialFit(calibration, plan, target, correction)
     last = max((site.layer for site in plan), default=-1)
-    for layer in tqdm(range(last + 1), desc="fit", unit="layer"):
-        fit.replace_sites([site for site in plan if site.layer == layer])
-        if layer < last:
-            fit.advance(layer)
+    with Stage(f"fitting {len(plan)} bypasses", last + 1, "layers") as progress:
+        for layer in range(last + 1):
+            fit.replace_sites([site for site in plan if site.layer == layer])
+            if layer < last:
+                fit.advance(layer)
+            progress.advance()
     return [fit.fitted[site] for site in plan]
 
 

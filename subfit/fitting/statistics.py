@@ -151,4 +151,4 @@ def _watch(calibration: Calibration, plan: dict[Site, Bypass], done: Done) -> No
             collectors[site] = Collector(watched[site].statistics)
         collectors[site].add(watched[site].features(seen), seen.y)
 
-    calibration.watch_sites(watched, "fit", visit, lambda site: done(site, collectors.pop(site).compute()))
+    calibration.watch_sites(watched, "fitting", visit, lambda site: done(site, collectors.pop(site).compute()))

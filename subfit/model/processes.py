@@ -14,13 +14,9 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from subfit.errors import SubFitError
 from subfit.model.submodules import decoder_layers
+from subfit.progress import is_rank_zero as is_rank_zero
 
 T = TypeVar("T")
-
-
-def is_rank_zero() -> bool:
-    """Whether this process is the one, of those that work together, that logs, saves and prints."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 def init_process_group(device: torch.device) -> None:

@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from subfit.errors import SubFitError
-from subfit.options.declarations import first_paragraph, papers, read
+from subfit.options.declarations import Class, documented, first_paragraph, papers, read
 from subfit.registry.declared import Entry
 from subfit.registry.finding import INTERFACES, entries, find
 
 
 def list_strategies(kind: str | None = None, name: str | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Returns what is known of every strategy, by kind: name, one-line description, papers, parameters, documentation.
+    """Returns what is known of every strategy, by kind.
 
-    One that cannot be imported says so in its description.
+    Each has a `name`, a one-line `description`, which says so if it cannot be imported, the arXiv numbers of its `papers`,
+    its `options` (`name`, `type` and `default` as they are written, `description`) and its whole `documentation`.
 
     Args:
         kind: "scorers", "selectors" or "bypasses"; all three if not given.
@@ -37,6 +38,19 @@ def _describe(entry: Entry) -> dict[str, Any]:
         "name": entry.name,
         "description": entry.problem or first_paragraph(documentation),
         "papers": papers(documentation),
-        "parameters": [str(argument) for argument in found.arguments] if found else [],
+        "options": _options(found) if found else [],
         "documentation": documentation,
     }
+
+
+def _options(found: Class) -> list[dict[str, str | None]]:
+    texts = documented(found.documentation, "Args")
+    return [
+        {
+            "name": argument.name,
+            "type": argument.annotation,
+            "default": argument.default,
+            "description": texts.get(argument.name),
+        }
+        for argument in found.arguments
+    ]

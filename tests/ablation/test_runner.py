@@ -88,7 +88,7 @@ def test_scores_and_moments_are_computed_once(grid, tmp_path, monkeypatch):
     }
     path = grid(axes=axes)
     first, _ = run(path, tmp_path / "one")
-    assert sorted(entry for entry in passes if entry[1]) == [("fit", 8), ("score", 8)]
+    assert sorted(entry for entry in passes if entry[1]) == [("fitting", 8), ("scoring", 8)]
     (tmp_path / "two").mkdir()
     (tmp_path / "one" / "cache").rename(tmp_path / "two" / "cache")
     (tmp_path / "two" / "grid.json").write_bytes((tmp_path / "one" / "grid.json").read_bytes())
@@ -109,7 +109,7 @@ def test_a_failed_cell_is_a_row_and_is_tried_again_while_finished_ones_are_not(g
     scores.write_text(json.dumps({f"{kind}.{i}": 1.0 for kind in ("attention", "ffn") for i in range(4)}))
     rows, seen = run(path, tmp_path / "out")
     assert [row["status"] for row in rows] == ["done"] * 3
-    assert [status for _, status in seen] == ["done", "done", "running", "done"]
+    assert [status for _, status in seen] == ["done", "waiting", "done", "running", "done"]
 
 
 def test_a_fit_that_fails_half_way_leaves_no_trace_in_the_next_cells(grid, tmp_path):

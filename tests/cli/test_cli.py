@@ -10,6 +10,8 @@ import time
 import pytest
 import yaml
 from safetensors.torch import load_file
+from terminals import HIDE_CURSOR, SHOW_CURSOR, Terminal
+from tqdm import tqdm
 from words import rows as task_rows
 
 from subfit.cli.main import main
@@ -45,7 +47,15 @@ def test_compress_evaluate_and_reproduce(subfit, model_folder, text_file, tmp_pa
     record = json.loads(done.stdout)  # nothing else on stdout
     assert record == json.loads((tmp_path / "one" / "compression.json").read_text())
     assert len(record["selected"]) == 4 and set(record["seconds"]) == {"load", "data", "score", "select", "fit", "evaluate"}
-    assert "score" in done.stderr and "layer/s" in done.stderr  # progress
+    assert [line.rpartition(": ")[0] for line in done.stderr.splitlines()] == [
+        f"loading {model_folder}",
+        "reading calibration text",
+        "scoring 8 submodules",
+        "selecting",
+        "fitting 4 bypasses",
+        "evaluating",
+        "writing one",
+    ]
 
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(record["configuration"]))
     again = subfit("compress", "--config", "run.yaml", "--output", "two")
@@ -71,7 +81,7 @@ def test_compress_evaluate_and_reproduce(subfit, model_folder, text_file, tmp_pa
     assert task["items"] == 8 and task["difference"] == pytest.approx(task["acc_norm"] - task["reference_acc_norm"])
     assert found["tasks_mean"]["accuracy"] == task["acc_norm"] and found["calibration"]["windows"] == 6
     assert found["kv_bytes_per_token"] == record["size"]["after"]["kv_bytes_per_token"]
-    assert "one:" in evaluated.stderr and "toy:" in evaluated.stderr  # progress
+    assert "evaluating on one: " in evaluated.stderr and "answering toy: " in evaluated.stderr
 
 
 def test_evaluate_shows_tables(model_folder, text_file, tmp_path, monkeypatch, capsys):
@@ -90,7 +100,7 @@ def test_evaluate_shows_tables(model_folder, text_file, tmp_path, monkeypatch, c
         == 0
     )
     beside = capsys.readouterr().out
-    assert "1 [1, 1]" in beside and "100.0%" in beside and "0.0 ±0.0" in beside and "above chance" in beside
+    assert "1.000 [1.000, 1.000]" in beside and "100.0%" in beside and "0.0 ±0.0" in beside and "above chance" in beside
 
 
 def test_self_sampled_runs_with_one_seed_are_equal_and_with_another_are_not(subfit, model_folder, tmp_path, monkeypatch):
@@ -129,14 +139,21 @@ def test_list(capsys):
         return capsys.readouterr().out
 
     found = json.loads(shown("--json"))
-    assert set(found) == {"scorers", "selectors", "bypasses"}
+    assert set(found) == {"scorers", "selectors", "bypasses", "presets"}
     low_rank = next(entry for entry in found["bypasses"] if entry["name"] == "low_rank")
-    assert low_rank["papers"] == ["2606.02559"] and "ridge: float = 0.0001" in low_rank["parameters"]
-    assert all(entry["description"] and entry["documentation"] for entries in found.values() for entry in entries)
+    ridge = next(option for option in low_rank["options"] if option["name"] == "ridge")
+    assert low_rank["papers"] == ["2606.02559"] and (ridge["type"], ridge["default"]) == ("float", "0.0001")
+    strategies = [entry for kind in ("scorers", "selectors", "bypasses") for entry in found[kind]]
+    assert all(entry["description"] and entry["documentation"] for entry in strategies)
+    assert all(option["description"] for entry in strategies for option in entry["options"])
     assert list(json.loads(shown("selectors", "--json"))) == ["selectors"]
-    assert "per_type" in shown("selectors")
-    one = shown("scorers", "kl")
-    assert one.startswith("kl(bypass: ") and "windows: number of calibration windows" in one
+    assert "\n  per_type " in shown("selectors")
+    one = shown("scorers", "subfit")
+    assert one.startswith("subfit (scorer)\n\n") and "\n  quantile: float = 0.99\n      " in one
+    assert "https://arxiv.org/abs/2606.02559" in one and "Args:" not in one
+    assert one.rstrip() in shown("scorers", "--details")
+    assert "presets\n  best " in shown() and "presets, related methods\n" in shown("presets")
+    assert "sparsity: 0.25" in shown("presets", "uidl") and json.loads(shown("presets", "uidl", "--json"))["presets"]
 
 
 @pytest.mark.parametrize(
@@ -211,41 +228,34 @@ def test_debug_shows_the_traceback(subfit):
 @pytest.mark.parametrize(
     ("number", "stage"),
     [
-        (signal.SIGTERM, "score"),
-        (signal.SIGTERM, "fit"),
-        (signal.SIGINT, "evaluate"),
-        (signal.SIGTERM, "Writing model shards"),
-        (signal.SIGINT, "Writing model shards"),
-        (signal.SIGKILL, "Writing model shards"),
+        (signal.SIGTERM, "scoring"),
+        (signal.SIGTERM, "fitting"),
+        (signal.SIGINT, "evaluating"),
+        (signal.SIGTERM, "writing"),
+        (signal.SIGINT, "writing"),
+        (signal.SIGKILL, "writing"),
     ],
 )
-def test_an_interrupted_run_leaves_no_folder(model_folder, text_file, tmp_path, number, stage):
+def test_an_interrupted_run_leaves_no_folder_and_a_clean_terminal(model_folder, text_file, tmp_path, number, stage):
     """Interrupted as soon as a stage is seen to begin; the writing is slowed down to be met."""
     slow = "import safetensors.torch, transformers.modeling_utils as m, time\nreal = m.safe_save_file\n"
     slow += "def slow(*a, **k):\n    real(*a, **k)\n    time.sleep(60)\nm.safe_save_file = slow\n"
     code = slow + "import sys; from subfit.cli.main import main; sys.exit(main(sys.argv[1:]))"
     options = ["--calibration.path", str(text_file), "--calibration.length", "64", "--output", "model"]
-    command = [sys.executable, "-c", code, "compress", "--model", str(model_folder), *options]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background would ignore it
-    )
-    seen = b""
-    while stage.encode() + b":" not in seen:
-        part = process.stderr.read1(4096)
-        assert part, seen.decode()
-        seen += part
-    if stage.startswith("Writing"):
+    process = Terminal([sys.executable, "-c", code, "compress", "--model", str(model_folder), *options], tmp_path)
+    process.wait_for(f"{stage} ")
+    if stage == "writing":
         time.sleep(1)
     process.send_signal(number)
-    process.communicate(timeout=120)
-    assert process.returncode != 0
+    shown, status = process.end()
+    assert status != 0
     assert not (tmp_path / "model").exists()
     left = [path.name for path in tmp_path.iterdir()]
-    assert all(name.startswith(".model.partial-") for name in left) if number == signal.SIGKILL else left == []
+    if number == signal.SIGKILL:
+        assert all(name.startswith(".model.partial-") for name in left)
+    else:
+        assert left == [] and shown.rstrip().endswith("; nothing was written")
+        assert shown.rindex(SHOW_CURSOR) > shown.rindex(HIDE_CURSOR)
 
 
 COMMANDS = [
@@ -253,6 +263,7 @@ COMMANDS = [
     ["list"],
     ["list", "scorers"],
     ["list", "presets"],
+    ["list", "--details"],
     ["list", "--plugins", "mine.py"],
     *([command, "--help"] for command in ("compress", "evaluate", "benchmark", "ablate", "report", "list")),
 ]
@@ -275,9 +286,9 @@ def test_lists_and_help_import_nothing_heavy(tmp_path):
     shown = {" ".join(arguments): found for arguments, found in zip(COMMANDS, json.loads(done.stdout), strict=True)}
     assert {command: heavy for command, (_, heavy) in shown.items() if heavy} == {}
     text = shown["list"][0]
-    assert "\n  kl " in text and "to the same model with this one site bypassed." in text and "…" not in text
-    assert "windows: int = 8, length: int = 256" in text and "arXiv 2606.02559" in text
-    assert "  mine                   The scorer that the test has." in shown["list --plugins mine.py"][0]
+    assert "\n  kl " in text and "to the same model with this one site bypassed.\n" in text and "…" not in text
+    assert "  mine                   The scorer that the test has.\n" in shown["list --plugins mine.py"][0]
+    assert "windows: int = 8" in shown["list --details"][0]
     help_text = shown["compress --help"][0]
     for option in OPTIONS:
         if option != "finetune":
@@ -328,9 +339,9 @@ def test_a_terminated_ablation_says_that_finished_cells_are_kept(model_folder, t
     assert json.loads(rows.read_text().splitlines()[0])["status"] == "done"
 
 
-def test_the_environment_is_as_before_a_command(tmp_path, monkeypatch, capsys):
+def test_the_process_is_as_before_a_command(model_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    before = dict(os.environ)
-    assert main(["ablate", "missing.yaml", "--output", "runs"]) == 2
-    assert dict(os.environ) == before
+    before, init = dict(os.environ), tqdm.__init__
+    assert main(["evaluate", str(model_folder), "--windows", "1", "--length", "8"]) == 0
+    assert main(["evaluate", "missing"]) == 2
+    assert dict(os.environ) == before and tqdm.__init__ is init
