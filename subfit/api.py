@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from subfit.calibration.checks import warn_of_other_tokens, warn_of_shared_windows
 from subfit.calibration.data import describe_tokens, read_tokens
 from subfit.calibration.settings import Data, EvaluationData, evaluation_seed
 from subfit.config import Options, Source, configuration, resolve
@@ -81,8 +82,8 @@ def compress(
             compressed in place, in its own data type and where it is. The record has the name that it was loaded by, not
             what was changed in it since.
         tokenizer: the tokenizer of a loaded model.
-        config: a preset's name, a YAML or JSON file, a `compression.json`, or a mapping of options; of several, the later
-            wins, and the arguments of this function win over all.
+        config: a preset's name, a YAML or JSON file, a `compression.json` or its folder, or a mapping of options; of
+            several, the later wins, and the arguments of this function win over all.
         scorer: gives every submodule a number, lower is safer to replace (`subfit`).
         selector: chooses the submodules to replace (`per_type`).
         attention_bypass: takes the place of each chosen Attention (`low_rank`).
@@ -154,6 +155,9 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
         checkpoint.check_space(options.output, model)
     loaded_at = time.perf_counter()
     tokens, held_out = tokens_of(options, model, tokenizer)
+    warn_of_shared_windows(held_out, tokens, "evaluation")
+    for path in options.configurations:
+        warn_of_other_tokens(path, written, describe_tokens(tokens)["sha256"])
     read_at = time.perf_counter()
     compression = compress_model(
         model, tokens, options.recipe, evaluation=held_out, batch_size=options.batch_size, seed=options.seed, log=log
@@ -162,12 +166,7 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
     stages = {"load": loaded_at - start, "data": read_at - loaded_at}
     record = compression.record
     record["seconds"] = {name: round(value, 3) for name, value in stages.items()} | record["seconds"]
-    record.update(
-        **provenance(),
-        configuration=written,
-        calibration_tokens=describe_tokens(tokens),
-        evaluation_tokens=describe_tokens(held_out),
-    )
+    record.update(**provenance(), configuration=written, **describe_data(options, tokens, held_out))
     if options.output is not None:
         with Stage(f"writing {options.output}"):
             checkpoint.save(compression.model, tokenizer, record, options.output, draw_scores)
@@ -198,10 +197,10 @@ def tokens_of(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Ten
         SubFitError: if a source cannot be read, or holds too few tokens.
     """
     own, wanted = options.evaluation, options.evaluation.windows
-    held_out = wanted > 0 and not (own.source or own.path or own.dataset)
+    held_out = wanted if own.is_held_out() else 0
     with _reading("calibration", options.calibration):
-        tokens, rest = read_tokens(options.calibration, model, tokenizer, options.seed, wanted if held_out else 0)
-    if wanted > 0 and not held_out:
+        tokens, rest = read_tokens(options.calibration, model, tokenizer, options.seed, held_out)
+    if wanted > held_out:
         with _reading("evaluation", own):
             rest, _ = read_tokens(own, model, tokenizer, evaluation_seed(options.seed))
     return tokens, rest
@@ -209,6 +208,15 @@ def tokens_of(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Ten
 
 def _reading(purpose: str, data: Data) -> Stage:
     return Stage(f"{'sampling' if 'self' in data.sources() else 'reading'} {purpose} text")
+
+
+def describe_data(options: Options, tokens: Tensor, evaluation: Tensor) -> dict[str, Any]:
+    """Returns what the record of a run says of the tokens that `tokens_of` gave it; see `describe_tokens`."""
+    source = options.calibration if options.evaluation.is_held_out() else options.evaluation
+    return {
+        "calibration_tokens": describe_tokens(tokens, options.calibration),
+        "evaluation_tokens": describe_tokens(evaluation, source if len(evaluation) else None, tokens),
+    }
 
 
 def _on_loaded(options: Options, model: PreTrainedModel) -> Options:
@@ -229,4 +237,6 @@ def _on_loaded(options: Options, model: PreTrainedModel) -> Options:
         raise SubFitError("fsdp divides a model as it is loaded; give the model's name")
     model.train(False)
     name = getattr(model.config, "_name_or_path", "") or None
-    return dataclasses.replace(options, model=name, dtype=dtype, device=str(model.device))
+    found = dataclasses.replace(options, model=name, dtype=dtype, device=str(model.device))
+    found.configurations = options.configurations
+    return found

@@ -1,5 +1,7 @@
 """The options of a compression: declared, defaulted, resolved and written down here, for every way of giving them.
 
+Relative paths, wherever they are given, are relative to the folder that the command runs in.
+
 Options are flat, such as `sparsity` and `ffn_bypass`; one inside another is named with dots, such as `calibration.windows`,
 or `ffn_bypass.ridge` (or `ffn_bypass.init_args.ridge`) for an argument of a strategy. Python, presets, files, the command
 line, the cells of an ablation and sweeps all give mappings of them, which `resolve` makes into `Options`.
@@ -8,15 +10,15 @@ line, the cells of an ablation and sweeps all give mappings of them, which `reso
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from subfit import registry
 from subfit.errors import SubFitError
-from subfit.options.sources import check_recorded, merge, read_mapping, read_source, unfold
-from subfit.options.typed import check_known, typed
+from subfit.options.sources import check_recorded, find_source, merge, read_source, unfold
+from subfit.options.typed import check_fields, check_known, typed
 
 if TYPE_CHECKING:  # what they are in takes seconds to import, which help does not wait for
     from subfit.bypass import Substitute
@@ -27,7 +29,7 @@ if TYPE_CHECKING:  # what they are in takes seconds to import, which help does n
     from subfit.scorer import Scorer
     from subfit.selector import Selector
 
-__all__ = ["DEFAULTS", "OPTIONS", "Options", "Recipe", "configuration", "read_mapping", "resolve"]
+__all__ = ["DEFAULTS", "OPTIONS", "Options", "Recipe", "configuration", "resolve"]
 
 Source = str | Path | Mapping[str, Any]  # a preset's name, a file, or options
 
@@ -82,6 +84,7 @@ class Recipe:
         from subfit.fitting.budget import check_sparsity
         from subfit.fitting.costs import check_unit
 
+        check_fields(self)
         check_sparsity(self.sparsity)
         check_unit(self.budget)
 
@@ -122,19 +125,25 @@ class Options:
     logger: Any = "none"
     log_checkpoint: bool = False
     resume: str | None = None
+    configurations = tuple[str, ...]()  # the files that the options were read from, which `resolve` sets; not an option
 
     def __post_init__(self) -> None:
         from subfit.calibration.settings import LARGEST_SEED
 
+        check_fields(self)
         if not 0 <= self.seed <= LARGEST_SEED:
             raise SubFitError(f"seed is {self.seed}; it must be from 0 to {LARGEST_SEED}")
         if self.batch_size < 1:
             raise SubFitError(f"batch_size is {self.batch_size}; it must be at least 1")
 
-    def check_files(self) -> None:
-        """Raises SubFitError if a text file of the calibration or the evaluation is missing."""
+    def check_files(self, named_in: Sequence[str] = ()) -> None:
+        """Raises SubFitError if a text file of the calibration or the evaluation is missing.
+
+        Args:
+            named_in: files that name them, beside `configurations`, for the message.
+        """
         for data in (self.calibration, self.evaluation):
-            data.check_files()
+            data.check_files((*named_in, *self.configurations))
 
 
 RECIPE = tuple(f.name for f in dataclasses.fields(Recipe))
@@ -149,15 +158,18 @@ def resolve(*sources: Source) -> Options:
     source the order does not matter.
 
     Args:
-        sources: mappings, or names of presets or files (YAML, JSON, or the `compression.json` of a run). A strategy in a
-            mapping is an object, a name, or a mapping with `class_path` and `init_args`; an object is kept as it is, and one
-            that is given for both types of site is one group. `ffn_bypass: attention_bypass` says the same in plain data.
+        sources: mappings, or names of presets, of files (YAML, JSON, or the `compression.json` of a run), or of folders of
+            compressed models, see `find_source`. A strategy in a mapping is an object, a name, or a mapping with
+            `class_path` and `init_args`; an object is kept as it is, and one that is given for both types of site is one
+            group. `ffn_bypass: attention_bypass` says the same in plain data.
 
     Raises:
         SubFitError: if an option or a strategy is unknown, or has a value that it cannot have, or a record does not hold it.
     """
-    values = dict(DEFAULTS)
+    values, files = dict(DEFAULTS), list[str]()
     for source in sources:
+        if not isinstance(source, Mapping):
+            files.append(str(find_source(str(source))))
         given = unfold(source if isinstance(source, Mapping) else read_source(str(source)))
         check_known(given, OPTIONS, "" if isinstance(source, Mapping) else str(source))
         values = {**values, **{name: merge(values.get(name), value) for name, value in given.items()}}
@@ -168,6 +180,7 @@ def resolve(*sources: Source) -> Options:
         values |= {"attention_bypass": shared, "ffn_bypass": shared}
     recipe: Recipe = typed(Recipe, {name: values.pop(name) for name in RECIPE if name in values}, "", registry.made)
     options: Options = typed(Options, {**values, "recipe": recipe}, "", registry.made)
+    options.configurations = tuple(files)
     return options
 
 

@@ -5,6 +5,7 @@ import inspect
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -16,6 +17,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns the known name that is closest to a wrong one as a question, with a space after it; "" if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {close[0]!r}? " if close else ""
+
+
+def missing(path: str | Path, named_in: Iterable[str] = ()) -> str:
+    """Returns what to say of a path that is not there.
+
+    Args:
+        path: as it was given; relative paths are relative to the folder that the command runs in, wherever they are given.
+        named_in: the configurations or grids that name it, beside which it may be.
+    """
+    if Path(path).is_absolute():
+        return f"{path} does not exist"
+    said = f"{path} does not exist (paths are relative to the folder that the command runs in, {Path.cwd()})"
+    beside = next((found for name in named_in if (found := Path(name).parent / path).exists()), None)
+    return said if beside is None else f"{said}; there is {beside}: give this path, or run the command from there"
 
 
 def where(strategy: Any, method: str | None = None) -> str:

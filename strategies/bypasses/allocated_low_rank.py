@@ -9,7 +9,7 @@ from subfit.bypass import Bypass
 from subfit.calibration.moments import Moments
 from subfit.errors import SubFitError
 from subfit.fitting.layers import linear_layer
-from subfit.fitting.regression import allocate_ranks, centre, rank_gains, reduced_rank
+from subfit.fitting.regression import allocate_ranks, centre, check_ridge, rank_gains, reduced_rank
 from subfit.model.activations import Branch
 from subfit.model.submodules import Site
 
@@ -37,6 +37,7 @@ class AllocatedLowRank(Bypass):
         by: Literal["share", "variance"] = "share",
         reads: Literal["input", "stream"] = "input",
     ) -> None:
+        check_ridge(ridge)
         if by not in ("share", "variance"):
             raise SubFitError(f"ranks are allocated by {by!r}; use share or variance")
         self.share = share

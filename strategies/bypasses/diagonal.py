@@ -7,7 +7,7 @@ from torch import nn
 from subfit.bypass import Bypass
 from subfit.calibration.moments import Moments
 from subfit.fitting.layers import scale_layer
-from subfit.fitting.regression import centre, diagonal_weights
+from subfit.fitting.regression import centre, check_ridge, diagonal_weights
 from subfit.model.activations import Branch
 from subfit.model.submodules import Site
 
@@ -21,6 +21,7 @@ class Diagonal(Bypass):
     """
 
     def __init__(self, ridge: float = 1e-4, reads: Literal["input", "stream"] = "input") -> None:
+        check_ridge(ridge)
         self.ridge = ridge
         self.reads = reads
 

@@ -13,7 +13,7 @@ from subfit.bypass import Bypass
 from subfit.calibration.moments import Moments
 from subfit.errors import SubFitError
 from subfit.fitting.layers import linear_layer
-from subfit.fitting.regression import Centred, centre, factors, ridged, whitener
+from subfit.fitting.regression import Centred, centre, check_ridge, factors, ridged, whitener
 from subfit.model.activations import Activations, Branch
 from subfit.model.modeling_subfit import Product, Sum
 from subfit.model.processes import full_tensor
@@ -42,6 +42,7 @@ class KeptNeurons(Bypass):
     """
 
     def __init__(self, share: float = 0.1, neurons: float = 0.5, ridge: float = 1e-4) -> None:
+        check_ridge(ridge)
         if not share > 0 or not 0 <= neurons <= 1:
             raise SubFitError(f"kept_neurons: share is {share} and neurons {neurons}; give above 0, and from 0 to 1")
         self.share = share

@@ -7,7 +7,7 @@ from torch import nn
 from subfit.bypass import Bypass
 from subfit.calibration.moments import Moments
 from subfit.fitting.layers import linear_layer, rank_for
-from subfit.fitting.regression import centre, least_squares, reduced_rank
+from subfit.fitting.regression import centre, check_ridge, least_squares, reduced_rank
 from subfit.model.activations import Branch
 from subfit.model.submodules import Site
 
@@ -31,6 +31,7 @@ class LowRank(Bypass):
         ridge: float = 1e-4,
         reads: Literal["input", "stream"] = "input",
     ) -> None:
+        check_ridge(ridge)
         self.rank = rank
         self.share = share
         self.ridge = ridge

@@ -7,7 +7,7 @@ from torch import nn
 from subfit.bypass import Bypass
 from subfit.calibration.moments import Moments
 from subfit.fitting.layers import linear_layer, rank_for, scale_layer
-from subfit.fitting.regression import centre, diagonal_and_low_rank
+from subfit.fitting.regression import centre, check_ridge, diagonal_and_low_rank
 from subfit.model.activations import Branch
 from subfit.model.modeling_subfit import Sum
 from subfit.model.submodules import Site
@@ -32,6 +32,7 @@ class LowRankDiagonal(Bypass):
         alternations: int = 5,
         reads: Literal["input", "stream"] = "input",
     ) -> None:
+        check_ridge(ridge)
         self.rank = rank
         self.share = share
         self.ridge = ridge

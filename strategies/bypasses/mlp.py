@@ -9,7 +9,7 @@ from subfit.bypass import Bypass
 from subfit.errors import SubFitError
 from subfit.fitting.gradient_fit import fit_by_gradient
 from subfit.fitting.layers import linear_layer, rank_for
-from subfit.fitting.regression import centre, reduced_rank
+from subfit.fitting.regression import centre, check_ridge, reduced_rank
 from subfit.fitting.statistics import Pairs, StreamingPairs
 from subfit.model.activations import Branch
 from subfit.model.modeling_subfit import SwiGLU
@@ -54,6 +54,7 @@ class MLP(Bypass):
         seed: int | None = None,
         reads: Literal["input", "stream"] = "input",
     ) -> None:
+        check_ridge(ridge)
         if activation not in ("swiglu", "gelu"):
             raise SubFitError(f"unknown activation {activation!r} of an MLP; use swiglu or gelu")
         if hidden != "auto" and (hidden < 1 or (activation == "gelu" and hidden % 2)):

@@ -9,7 +9,7 @@ from subfit.calibration.moments import Moments, StreamingMoments
 from subfit.errors import SubFitError
 from subfit.fitting.gradient_fit import fit_by_gradient
 from subfit.fitting.layers import linear_layer
-from subfit.fitting.regression import least_squares, uncentred
+from subfit.fitting.regression import check_ridge, least_squares, uncentred
 from subfit.fitting.statistics import Pairs, StreamingPairs
 from subfit.fitting.substitutes import FoldedMap
 from subfit.model.activations import Branch
@@ -44,6 +44,7 @@ class ReplaceMe(FoldedMap):
         batch_tokens: int = 1024,
         seed: int | None = None,
     ) -> None:
+        check_ridge(ridge)
         if loss not in ("squared", "cosine"):
             raise SubFitError(f"unknown loss {loss!r} of ReplaceMe; use squared or cosine")
         if steps < 0 or batch_tokens < 1:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from subfit.bypass import Bypass
 from subfit.calibration.moments import Moments
 from subfit.fitting.layers import linear_layer, rank_for
-from subfit.fitting.regression import centre, least_squares, project, shared_basis
+from subfit.fitting.regression import centre, check_ridge, least_squares, project, shared_basis
 from subfit.model.activations import Branch
 from subfit.model.submodules import Site
 
@@ -50,6 +50,7 @@ class SharedLowRank(Bypass):
         ridge: float = 1e-4,
         reads: Literal["input", "stream"] = "input",
     ) -> None:
+        check_ridge(ridge)
         self.rank = rank
         self.share = share
         self.ridge = ridge

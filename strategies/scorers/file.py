@@ -5,7 +5,7 @@ from math import isfinite
 from pathlib import Path
 
 from subfit.calibration.capture import Calibration
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, missing
 from subfit.scorer import Scorer, Scores
 
 
@@ -23,6 +23,8 @@ class File(Scorer):
         self.path = path
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SubFitError(f"file: the file of scores {missing(path)}") from None
         except OSError as error:
             raise SubFitError(f"file: cannot read scores from {path}: {error.strerror}") from error
         except ValueError as error:

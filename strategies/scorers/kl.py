@@ -1,7 +1,7 @@
 """What the model's distribution loses when one site is dropped or bypassed."""
 
 from subfit.bypass import Bypass
-from subfit.calibration.capture import Calibration
+from subfit.calibration.capture import Calibration, check_subset
 from subfit.fitting.trials import trial_costs
 from subfit.scorer import Scorer, Scores
 from subfit.strategies.bypasses.low_rank import LowRank
@@ -20,6 +20,7 @@ class KL(Scorer):
     """
 
     def __init__(self, bypass: Bypass = LowRank(), windows: int = 8, length: int = 256) -> None:
+        check_subset(windows, length)
         self.bypass = bypass
         self.windows = windows
         self.length = length

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from subfit.calibration.capture import Calibration
+from subfit.calibration.capture import Calibration, check_subset
 from subfit.model.activations import watch
 from subfit.progress import Stage
 from subfit.scorer import Scorer, Scores
@@ -25,6 +25,7 @@ class Taylor(Scorer):
     """
 
     def __init__(self, windows: int = 8, length: int = 256) -> None:
+        check_subset(windows, length)
         self.windows = windows
         self.length = length
 

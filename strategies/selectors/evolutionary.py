@@ -4,7 +4,7 @@ from random import Random
 from typing import Literal
 
 from subfit.bypass import Bypass
-from subfit.calibration.capture import Calibration
+from subfit.calibration.capture import Calibration, check_subset
 from subfit.errors import SubFitError
 from subfit.fitting.budget import Budget
 from subfit.fitting.trials import Trials
@@ -50,6 +50,7 @@ class Evolutionary(Selector):
         length: int = 256,
         seed: int | None = None,
     ) -> None:
+        check_subset(windows, length)
         if min(generations, offspring, exchanges) < 1:
             raise SubFitError("evolutionary: generations, offspring and exchanges must be at least 1")
         self.generations = generations

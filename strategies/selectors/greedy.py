@@ -4,7 +4,7 @@ import math
 from typing import Literal
 
 from subfit.bypass import Bypass
-from subfit.calibration.capture import Calibration
+from subfit.calibration.capture import Calibration, check_subset
 from subfit.errors import SubFitError
 from subfit.fitting.budget import Budget
 from subfit.fitting.trials import Trials
@@ -45,6 +45,7 @@ class Greedy(Selector):
         windows: int = 8,
         length: int = 256,
     ) -> None:
+        check_subset(windows, length)
         if (rounds != "each" and rounds < 1) or pool < 1:
             raise SubFitError(f"greedy: rounds is {rounds} and pool is {pool}; both must be at least 1")
         self.rounds = rounds

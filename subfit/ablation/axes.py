@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from subfit.config import OPTIONS
@@ -67,7 +66,7 @@ def cell_sources(path: str, content: dict[str, Any], chosen: Values) -> list[Val
         else:
             raise SubFitError(f"{path}: unknown option {key!r}; options are {', '.join(sorted(CELL_OPTIONS))}")
         found, together = [*found, together], {}
-        found += [read_source(options["config"], Path(path).parent)] if "config" in options else []
+        found += [read_source(options["config"], [path])] if "config" in options else []
         found.append({name: option for name, option in options.items() if name != "config"})
     return [*found, together]
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from subfit import registry
 from subfit.ablation.plugin_files import files_of
+from subfit.calibration.files import text_files
 from subfit.calibration.settings import Data
 from subfit.config import Options
 from subfit.model.digests import tensor_bytes
@@ -40,14 +41,14 @@ def dependencies(options: Options, texts: Iterable[Data], tasks: Iterable[str]) 
     Args:
         texts, tasks: what else it is evaluated on: texts, and files of tasks.
     """
-    data = [options.calibration, options.evaluation, *texts]
+    files = text_files(name for data in (options.calibration, options.evaluation, *texts) for name in data.path)
     model = files_of_model(options.model) if options.model else []
     return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "model": _digest_of_files(model) if model else None,
         "strategies": _digest_of_files(files_of(vars(options.recipe))),
-        "data": _digest_of_files([Path(name) for source in data for name in source.path] + [Path(name) for name in tasks]),
+        "data": _digest_of_files(Path(name) for name in (*files, *tasks)),
     }
 
 

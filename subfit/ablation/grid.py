@@ -9,8 +9,9 @@ from typing import Any
 from subfit import registry
 from subfit.ablation.axes import cell_sources, combinations
 from subfit.calibration.settings import EvaluationData
-from subfit.config import Options, configuration, read_mapping, resolve
-from subfit.errors import SubFitError
+from subfit.config import Options, configuration, resolve
+from subfit.errors import SubFitError, missing
+from subfit.options.reading import read_mapping
 from subfit.options.sources import read_source
 from subfit.options.typed import typed
 
@@ -49,22 +50,27 @@ class Grid:
     """The cells of a grid file, and what each is evaluated on besides its own evaluation windows.
 
     Attributes:
+        path: the file that describes it.
         texts: data sources by name.
         tasks: files of zero-shot tasks.
         limit: number of items of each task, the first ones; all if None.
     """
 
+    path: str
     cells: list[Cell]
     texts: dict[str, EvaluationData]
     tasks: list[str]
     limit: int | None
 
     def check_files(self) -> None:
-        """Raises SubFitError if a text file that a cell needs is missing."""
+        """Raises SubFitError if a text file or a task that a cell needs is missing."""
         for cell in self.cells:
-            cell.options.check_files()
+            cell.options.check_files([self.path])
         for data in self.texts.values():
-            data.check_files()
+            data.check_files([self.path])
+        for name in self.tasks:
+            if not Path(name).is_file():
+                raise SubFitError(f"task file {missing(name, [self.path])}")
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what tells this grid from another, as plain data."""
@@ -76,14 +82,14 @@ class Grid:
 def read_grid(path: str) -> Grid:
     """Reads a grid file.
 
-    Its keys, of which one of `axes`, `zip` and `cells` is needed:
+    Relative paths in it are relative to the folder that the command runs in, as everywhere. One of its keys `axes`, `zip`
+    and `cells` is needed:
 
-    - `base`: a preset's name or a configuration file, or a list of them, of which the later wins; relative to the grid file,
-      as all files here.
+    - `base`: a preset's name or a configuration file, as for `--config`, or a list of them, of which the later wins.
     - `options`: options that all cells have besides.
     - `axes`: a mapping of options to lists of values; every combination is a cell. An option inside another one is named
       with dots, such as `scorer.init_args.quantile`. An axis that is not named like an option is a mapping of labels to
-      options that are set together, among which may be `config`, a preset's name or a configuration file. Later axes win.
+      options that are set together, among which may be `config`, as `base`. Later axes win.
     - `zip`: as `axes`, but the lists are of one length, and go together.
     - `cells`: a list of mappings of options.
     - `exclude`: a list of mappings; a cell is left out that has all values of one of them.
@@ -96,7 +102,7 @@ def read_grid(path: str) -> Grid:
     """
     content = _read(path)
     base = content.get("base", [])
-    shared = [read_source(name, Path(path).parent) for name in (base if isinstance(base, list) else [base])]
+    shared = [read_source(name, [path]) for name in (base if isinstance(base, list) else [base])]
     shared.append(content.get("options", {}))
     defaults = configuration(resolve())
     cells = [
@@ -104,7 +110,7 @@ def read_grid(path: str) -> Grid:
         for chosen in combinations(path, content)
     ]
     _check_different(path, cells)
-    return Grid(cells, _texts(path, content), _tasks(path, content), _limit(path, content))
+    return Grid(path, cells, _texts(path, content), _tasks(path, content), _limit(path, content))
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from subfit.ablation.dependencies import calibration_digest
 from subfit.ablation.score_cache import cached_scores
-from subfit.api import model_of, tokens_of
+from subfit.api import describe_data, model_of, tokens_of
 from subfit.calibration.cache import Cache
 from subfit.calibration.capture import Calibration
+from subfit.calibration.checks import warn_of_shared_windows
 from subfit.calibration.data import describe_tokens, read_tokens
 from subfit.calibration.settings import Data, evaluation_seed
 from subfit.config import Options, configuration
@@ -73,7 +74,7 @@ class SharedState:
         self._load(options)
         tokens, held_out = self._read(options)
         calibration = self._calibration(tokens, options.batch_size)
-        comparisons = self._comparisons(held_out, options.seed)
+        comparisons = self._comparisons(tokens, held_out, options.seed)
         dense = self._latest("tasks", "", self._accuracies)
         with open_log(options.logger, configuration(options), group=self._folder.absolute().parent.name) as log:
             switches, record = fit_recipe(calibration, options.recipe, options.seed, partial(self._score, options))
@@ -85,8 +86,9 @@ class SharedState:
             finally:
                 turn_off(switches)
             log.result(record)
-        record |= {"calibration_tokens": describe_tokens(tokens), "evaluation_tokens": describe_tokens(held_out)}
-        record["text_tokens"] = {name: describe_tokens(comparisons[name].tokens) for name in self._texts}
+        record |= describe_data(options, tokens, held_out)
+        texts = {name: (comparisons[name].tokens, data) for name, data in self._texts.items()}
+        record["text_tokens"] = {name: describe_tokens(found, data, tokens) for name, (found, data) in texts.items()}
         return record | provenance()
 
     def _load(self, options: Options) -> None:
@@ -115,19 +117,24 @@ class SharedState:
 
         return self._latest("calibration", (describe_tokens(tokens)["sha256"], batch_size), make)
 
-    def _comparisons(self, held_out: Tensor, seed: int) -> dict[str, Comparison]:
+    def _comparisons(self, calibration: Tensor, held_out: Tensor, seed: int) -> dict[str, Comparison]:
         """The comparisons with the dense model by the texts' names; that on the held-out windows is called `evaluation`."""
         model, tokenizer = self._model()
         found = {}
+
+        def compare(name: str, tokens: Tensor) -> Comparison:
+            warn_of_shared_windows(tokens, calibration, name)
+            return Comparison(model, tokens)
+
         if len(held_out):
             key = describe_tokens(held_out)["sha256"]
-            found["evaluation"] = self._latest("evaluation", key, lambda: Comparison(model, held_out))
+            found["evaluation"] = self._latest("evaluation", key, lambda: compare("evaluation", held_out))
         for name, data in self._texts.items():
 
-            def compare(name: str = name, data: Data = data) -> Comparison:
-                return Comparison(model, read_tokens(data, model, tokenizer, evaluation_seed(seed, name))[0])
+            def read(name: str = name, data: Data = data) -> Comparison:
+                return compare(name, read_tokens(data, model, tokenizer, evaluation_seed(seed, name))[0])
 
-            found[name] = self._latest(f"text {name}", seed, compare)
+            found[name] = self._latest(f"text {name}", seed, read)
         return found
 
     def _score(self, options: Options, calibration: Calibration, scorer: Scorer) -> dict[Any, float]:

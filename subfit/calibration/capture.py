@@ -43,8 +43,7 @@ class Calibration:
         Raises:
             SubFitError: if there is no token to predict in them.
         """
-        if windows < 1 or length < 2:
-            raise SubFitError(f"windows is {windows} and length is {length}; they must be at least 1 and 2")
+        check_subset(windows, length)
         spaced = torch.linspace(0, len(self.tokens) - 1, min(windows, len(self.tokens))).long()
         return self.tokens[spaced, :length]
 
@@ -89,3 +88,9 @@ class Calibration:
 
 def _layer(site: Site) -> int:
     return site.layer
+
+
+def check_subset(windows: int, length: int) -> None:
+    """Raises SubFitError if there is no token to predict in so many windows, cut to so many tokens."""
+    if windows < 1 or length < 2:
+        raise SubFitError(f"windows is {windows} and length is {length}; they must be at least 1 and 2")

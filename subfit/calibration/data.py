@@ -5,18 +5,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from subfit.calibration.checks import check_positions, check_vocabulary, shared_windows
 from subfit.calibration.sampling import sample
 from subfit.calibration.settings import Data
-from subfit.calibration.text import draw_windows, first_windows, read_files, read_hub, text_windows
+from subfit.calibration.text import different_windows, draw_windows, first_windows, read_texts, text_windows
 from subfit.model.digests import tensor_digest
 
 
 def read_tokens(data: Data, model: Any, tokenizer: Any, seed: int, held_out: int = 0) -> tuple[Tensor, Tensor]:
     """Returns the tokens that `data` describes, packed without padding, and others of the same sources for evaluation.
 
+    No two windows of a text are equal: where it repeats itself, later ones are left out.
+
     Args:
-        model: the model to sample from; used by the source `self` alone.
-        tokenizer: the tokenizer of the model; its special tokens are not added to text.
+        model: the model that reads the tokens; the source `self` samples from it.
+        tokenizer: the tokenizer of the model; its special tokens are not added to text, except those of its chat template.
         seed: seed of sampling from the model, and of the choice of windows where `data.sampling` is `random`.
         held_out: number of further windows, disjoint from the others.
 
@@ -24,28 +27,55 @@ def read_tokens(data: Data, model: Any, tokenizer: Any, seed: int, held_out: int
         Two tensors, (data.windows, length) and (held_out, length).
 
     Raises:
-        SubFitError: if a file or data set cannot be read, or holds too few tokens.
+        SubFitError: if a file or data set cannot be read, or holds too few tokens, or the model has no positions or no
+            embeddings for them.
     """
+    check_positions(model, data.length)
     sources = data.sources()
     used, kept = [], []
     for index, source in enumerate(sources):
         count, extra = (n // len(sources) + (index < n % len(sources)) for n in (data.windows, held_out))
-        if source == "self":
-            part = sample(model, tokenizer, count + extra, data.length, seed)
-        elif source == "text":
-            windows, where = text_windows(read_files(data), tokenizer, data.length), " + ".join(data.path)
-            if data.sampling == "random":
-                part = draw_windows(windows, count + extra, data.length, where, seed)
-            else:
-                part = first_windows(windows, count + extra, data.length, where)
-        else:
-            windows = text_windows(read_hub(data, seed), tokenizer, data.length)
-            part = first_windows(windows, count + extra, data.length, f"{data.dataset} ({data.split})")
+        part = _read(data, source, count + extra, data.length, model, tokenizer, seed)
         used.append(part[:count])
         kept.append(part[count:])
     return torch.cat(used), torch.cat(kept)
 
 
-def describe_tokens(tokens: Tensor) -> dict[str, Any]:
-    """Returns the shape and the SHA-256 of tokens, by which a record names them."""
-    return {"shape": list(tokens.shape), "sha256": tensor_digest(tokens)}
+def read_stretch(data: Data, length: int, model: Any, tokenizer: Any, seed: int) -> Tensor:
+    """Returns so many consecutive tokens of one text or data set, (length).
+
+    Raises:
+        SubFitError: as `read_tokens`; `data.length` is what the model reads at once.
+    """
+    check_positions(model, data.length)
+    (source,) = data.sources()
+    return _read(data, source, 1, length, model, tokenizer, seed)[0]
+
+
+def describe_tokens(tokens: Tensor, data: Data | None = None, calibration: Tensor | None = None) -> dict[str, Any]:
+    """Returns what a record says of tokens: their shape and their SHA-256, by which it names them.
+
+    Args:
+        data: where they are from: adds `files`, the text files that its paths stand for, if there are any.
+        calibration: of tokens to evaluate on, those to calibrate on: adds `in_calibration`, how many windows are in these.
+    """
+    described: dict[str, Any] = {"shape": list(tokens.shape), "sha256": tensor_digest(tokens)}
+    if data is not None and (files := data.files()):
+        described["files"] = files
+    if calibration is not None:
+        described["in_calibration"] = shared_windows(tokens, calibration)
+    return described
+
+
+def _read(data: Data, source: str, count: int, length: int, model: Any, tokenizer: Any, seed: int) -> Tensor:
+    """Windows of one source, (count, length)."""
+    if source == "self":
+        return sample(model, tokenizer, count, length, seed)
+    where = " + ".join(data.path) if source == "text" else f"{data.dataset} ({data.split})"
+    windows = different_windows(text_windows(read_texts(data, tokenizer, seed, source), tokenizer, length))
+    if source == "text" and data.sampling == "random":
+        tokens = draw_windows(windows, count, length, where, seed)
+    else:
+        tokens = first_windows(windows, count, length, where)
+    check_vocabulary(model, tokens, where)
+    return tokens

@@ -1,11 +1,14 @@
 """The options of calibration and evaluation tokens; `calibration.data` reads them."""
 
 import hashlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
+from subfit.calibration.files import text_files
 from subfit.errors import SubFitError
+from subfit.options.typed import check_fields
 
 SOURCES = ("self", "text", "hub")
 LARGEST_SEED = (1 << 31) - 1  # of a calibration; those of evaluations are larger, within the 32 bits that torch uses
@@ -18,19 +21,23 @@ class Data:
     Attributes:
         source: `self` (sampled from the model, no data needed), `text` (files) or `hub` (a data set); several joined by
             `+` share the windows equally. If not given: text where there is a path, hub where there is a data set.
-        path: text files: `.txt`, or `.jsonl` and `.parquet` with a text column.
+        path: text files, or globs and folders of them: `.txt`, or `.jsonl` and `.parquet` with a column of texts or of
+            conversations. Relative to the folder that the command runs in; the files of a folder and of a glob, such as
+            `texts/**/*.txt`, are read in sorted order.
         dataset: name of a data set of the hub.
         subset: name of the data set's configuration.
         split: split of the data set.
-        column: name of the text column.
-        windows: number of windows.
+        column: name of the column that is read: texts, or lists of messages with `role` and `content`, which the tokenizer's
+            chat template renders; `messages` is read where there is no column `text`. Empty texts are skipped.
+        windows: number of windows, no two of them equal.
         length: tokens in a window.
         sampling: which windows of a text: the `first` ones, or `random` ones, drawn by the run's seed. Of files, all of the
             text is read, and each of its windows is equally likely; of a data set, which may be too large for that, the
             rows are shuffled in a buffer of 10,000.
 
     Raises:
-        SubFitError: if a source is unknown, or what it needs is not given, or there are too few windows or tokens.
+        SubFitError: if a value is not of its type, a source is unknown or named twice, what it needs is not given, or there
+            are too few windows or tokens.
     """
 
     source: str | None = None
@@ -46,12 +53,14 @@ class Data:
     FEWEST = 1  # windows; not an option
 
     def __post_init__(self) -> None:
-        self.path = [self.path] if isinstance(self.path, str) else self.path
+        check_fields(self)
+        given = [self.path] if isinstance(self.path, str | os.PathLike) else self.path
+        if not all(isinstance(name, str | os.PathLike) for name in given):
+            raise SubFitError(f"path is {self.path!r}; it must be a path, or a list of paths")
+        self.path = [os.fspath(name) for name in given]
         if self.windows < self.FEWEST or self.length < 2:
             fewest = f"at least {self.FEWEST} window of 2 tokens is needed"
             raise SubFitError(f"{self.windows} windows of {self.length} tokens: {fewest}")
-        if self.sampling not in ("first", "random"):
-            raise SubFitError(f"unknown sampling {self.sampling!r}; use first or random")
         self.sources()
 
     def sources(self) -> list[str]:
@@ -61,18 +70,24 @@ class Data:
         for name in sources:
             if name not in SOURCES:
                 raise SubFitError(f"unknown data source {name!r}; use self, text or hub, or several joined by +")
+            if sources.count(name) > 1:
+                raise SubFitError(f"data source {self.source!r} names {name} twice, which would give the same tokens twice")
         for name, needs in (("text", "path"), ("hub", "dataset")):
             if name in sources and name not in given:
                 raise SubFitError(f"data source {name!r} needs a {needs}")
         return sources
 
-    def check_files(self) -> None:
-        """Raises SubFitError if a text file is missing, or of a type that is not known."""
-        for name in self.path:
-            if not Path(name).is_file():
-                raise SubFitError(f"text file {name} does not exist")
-            if Path(name).suffix not in (".txt", ".jsonl", ".parquet"):
-                raise SubFitError(f"text file {name}: its type is not known; use .txt, .jsonl or .parquet")
+    def files(self, named_in: Sequence[str] = ()) -> list[str]:
+        """Returns the text files that `path` stands for, see `text_files`; none where `text` is no source."""
+        return text_files(self.path, named_in) if "text" in self.sources() else []
+
+    def check_files(self, named_in: Sequence[str] = ()) -> None:
+        """Raises SubFitError if a text file is missing, or of a type that is not known.
+
+        Args:
+            named_in: the configurations or grids that name the files, for the message.
+        """
+        text_files(self.path, named_in)
 
 
 @dataclass
@@ -82,6 +97,10 @@ class EvaluationData(Data):
     windows: int = 16
 
     FEWEST = 0
+
+    def is_held_out(self) -> bool:
+        """Whether no source is given, so that the tokens are held out from those of the calibration."""
+        return not (self.source or self.path or self.dataset)
 
 
 def evaluation_seed(seed: int, text: str = "") -> int:

@@ -8,7 +8,8 @@ import yaml
 
 from subfit import registry
 from subfit.errors import SubFitError
-from subfit.options.sources import Text, parse
+from subfit.options.reading import parse
+from subfit.options.sources import Text
 
 
 class Parser(argparse.ArgumentParser):

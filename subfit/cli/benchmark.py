@@ -8,7 +8,8 @@ from subfit.cli.arguments import Parser, add_plugins, document_plugins, take
 from subfit.cli.help import with_default
 from subfit.cli.tables import show_table
 from subfit.options.declarations import documented, file_of, read
-from subfit.options.sources import merge, read_mapping, unfold
+from subfit.options.reading import read_mapping
+from subfit.options.sources import merge, unfold
 
 BOTH = ("dense", "compressed")
 MIB = 1 << 20

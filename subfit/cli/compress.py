@@ -1,7 +1,9 @@
 """`subfit compress`."""
 
 import json
+import os
 import shlex
+import sys
 from itertools import groupby
 from typing import Any
 
@@ -12,16 +14,20 @@ from subfit.cli.help import options_help
 from subfit.cli.tables import show_table
 from subfit.config import configuration, resolve
 from subfit.errors import SubFitError
+from subfit.options.precedence import overruled
 from subfit.progress import duration
 
 HELP = """usage: subfit compress [--config NAME] [--OPTION VALUE] ...
 
-Replaces submodules of a model by small fitted bypasses. Options win over configurations; of several configurations, the
-later wins. A strategy's arguments are options inside it: --scorer kl --scorer.windows 4 (`subfit list scorers kl`).
+Replaces submodules of a model by small fitted bypasses. Options win over those in configurations, wherever they stand; of
+several configurations, and of one option that is given twice, the later wins. A strategy's arguments are options inside
+it: --scorer kl --scorer.windows 4 (`subfit list scorers kl`). Relative paths, those in configurations too, are relative
+to the current folder.
 
 General:
   --config NAME
-      A preset (`subfit list presets`), a YAML or JSON file, or the compression.json of a run; may be repeated
+      A preset (`subfit list presets`), a YAML or JSON file, the compression.json of a run, or the folder of a compressed
+      model; may be repeated
   --plugins FILE
       A .py file with strategies; may be repeated
   --print_config
@@ -46,11 +52,14 @@ def run(arguments: list[str]) -> int:
         return 0
     flags = [argument for argument in arguments if argument in ("--json", "--print_config")]
     rest = add_plugins([argument for argument in arguments if argument not in flags])
-    configurations, rest = take(rest, "config".__eq__)
     given, unexpected = take(rest, lambda option: True)
     if unexpected:
         raise SubFitError(f"unexpected argument {unexpected[0]!r}; options are given as --OPTION VALUE")
-    options = resolve(*(str(name) for _, name in configurations), dict(given))
+    configurations = [str(value) for name, value in given if name == "config"]
+    options = resolve(*configurations, {name: value for name, value in given if name != "config"})
+    if os.environ.get("RANK", "0") == "0":
+        for line in overruled(given):
+            print(f"subfit compress: {line}", file=sys.stderr)
     if "--print_config" in flags:
         written = configuration(options)
         print(json.dumps(written, indent=2) if "--json" in flags else yaml.safe_dump(written, sort_keys=False).rstrip())

@@ -114,6 +114,7 @@ def _texts(data: Data | dict[str, Data] | None, in_domain: Sequence[str] | None,
     for name, text in texts.items():
         if text.windows < 1:
             raise SubFitError(f"text {name}: it has {text.windows} windows; at least 1 window is needed")
+        text.check_files()
     unknown = [name for name in in_domain or () if name not in texts]
     if unknown:
         raise SubFitError(f"in_domain: there is no text {unknown[0]!r}; the texts are {', '.join(texts) or 'none'}")

@@ -1,14 +1,13 @@
 """Perplexity of a model on a text, with its uncertainty."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from math import log
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from subfit.calibration.data import read_tokens
+from subfit.calibration.data import read_stretch, read_tokens
 from subfit.calibration.settings import Data
 from subfit.errors import SubFitError
 from subfit.evaluation.divergence import Logits, exp, summary, window_sums
@@ -40,11 +39,10 @@ def read_windows(data: Data, stride: int | None, model: Any, tokenizer: Any, see
         raise SubFitError(f"the stride is {stride}; it must be at least 1 and at most the windows' length, {data.length}")
     if data.sources() not in (["text"], ["hub"]):
         raise SubFitError("a stride needs one text: windows sampled from a model have nothing to their left")
-    stretch = replace(data, windows=1, length=data.length + (data.windows - 1) * stride)
-    line, _ = read_tokens(stretch, model, tokenizer, seed)
+    line = read_stretch(data, data.length + (data.windows - 1) * stride, model, tokenizer, seed)
     first = torch.full((data.windows,), max(1, data.length - stride))
     first[0] = 1
-    return line[0].unfold(0, data.length, stride), first
+    return line.unfold(0, data.length, stride), first
 
 
 def byte_counts(tokens: Tensor, first: Tensor, decode: Callable[[list[int]], str]) -> Tensor:

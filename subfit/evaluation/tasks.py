@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, missing
 
 LAYOUTS = (  # the first key tells each from the others
     ("choices", "query", "gold"),
@@ -60,6 +60,8 @@ def read_task(path: str, limit: int | None = None) -> Task:
                     items.append(_item(line, f"{path}:{number}"))
                     if (items[-1].gold is None) != (items[0].gold is None):
                         raise SubFitError(f"{path}:{number}: another kind of item than the first; a file is of one kind")
+    except FileNotFoundError:
+        raise SubFitError(f"task file {missing(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise SubFitError(f"cannot read the task file {path}: {reason}") from error

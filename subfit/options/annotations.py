@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import os
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -67,7 +68,10 @@ def describe_annotation(hint: Any) -> str:
 
 
 def fits(hint: Any, value: Any) -> bool:
-    """Whether a value is of the type that an annotation says; what is inside lists and mappings is not looked at."""
+    """Whether a value is of the type that an annotation says; what is inside lists and mappings is not looked at.
+
+    NaN and infinity are no numbers.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if hint is None or hint is type(None):
         return value is None
@@ -78,7 +82,8 @@ def fits(hint: Any, value: Any) -> bool:
     if hint is Callable or origin is Callable:
         return callable(value)
     if hint in (bool, int, float):
-        return isinstance(value, (int, float) if hint is float else hint) and isinstance(value, bool) == (hint is bool)
+        of_type = isinstance(value, (int, float) if hint is float else hint) and isinstance(value, bool) == (hint is bool)
+        return of_type and (hint is not float or _is_finite(value))
     if hint is str or hint is Path:
         return isinstance(value, str | os.PathLike)
     if is_mapping(origin or hint):
@@ -90,6 +95,13 @@ def fits(hint: Any, value: Any) -> bool:
     if isinstance(hint, type) and issubclass(hint, Strategy):
         return isinstance(value, Strategy | str | Mapping)
     return hint in (Any, object) or not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that is too large for a float
+        return False
 
 
 def is_mapping(hint: Any) -> bool:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, missing
 
 PREFIX = "subfit_plugin_"  # begins the module name of such a file
 
@@ -19,7 +19,7 @@ def module_of(path: Path) -> ModuleType:
     """
     whole = path.resolve()
     if not whole.is_file():
-        raise SubFitError(f"plug-in file {path} does not exist")
+        raise SubFitError(f"plug-in file {missing(path)}")
     name = f"{PREFIX}{whole.stem}_{hashlib.sha256(str(whole).encode()).hexdigest()[:8]}"
     return sys.modules.get(name) or import_file(whole, name)
 

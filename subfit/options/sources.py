@@ -1,61 +1,23 @@
-"""Reads options from mappings, files and presets, and merges them."""
+"""Reads options from mappings, files, presets and records, and merges them."""
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from subfit.errors import SubFitError, did_you_mean
+from subfit.errors import SubFitError, did_you_mean, missing
+from subfit.options.reading import read_mapping
 from subfit.strategy import Strategy
 
 PACKAGE = Path(__file__).parents[1]
 PRESETS = (PACKAGE / "presets", PACKAGE.parent / "experiments")  # in an installation; beside the source
-
-
+RECORD = "compression.json"  # of a run, in the folder of the compressed model
 UNRECORDED = "unrecorded"  # the key of what stands for an object in a record
 
 
 class Text(str):
     """A value as it was typed on a command line."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as YAML 1.2 does, and refuses a key that is there twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for number, (key, _) in enumerate(node.value):
-            if key.value in keys[:number]:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse(text: str) -> Any:
-    """Returns the content of a YAML or JSON text."""
-    return yaml.load(text, _Loader)  # which is a safe one
-
-
-def read_mapping(path: str) -> dict[str, Any]:
-    """Returns the content of a YAML or JSON file.
-
-    Raises:
-        SubFitError: if it cannot be read, or is no mapping.
-    """
-    try:
-        content = parse(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SubFitError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SubFitError(f"the configuration {path} must be a mapping of options to values")
-    return content
 
 
 def presets() -> dict[str, Path]:
@@ -74,25 +36,47 @@ def describe_preset(path: Path) -> str:
     return re.split(r"(?<=[^.]{3}\.)\s(?=[A-Z])", " ".join(comment))[0]
 
 
-def read_source(name: str, folder: Path = Path()) -> dict[str, Any]:
-    """Returns the options in a preset, a YAML or JSON file, or the record of a run (`compression.json`).
+def find_source(name: str, named_in: Iterable[str] = ()) -> Path:
+    """Returns the file that a `--config` stands for.
 
-    A preset's name comes before a file's; a path is always a file.
+    That is, in this order: a preset of this name; the file; `compression.json` in the folder of a compressed model; a preset
+    by its path, such as `best.yaml`, `baselines/puzzle` or `experiments/best.yaml`, where there is no such file.
 
     Args:
-        name: the preset's name, or the path of the file.
-        folder: what the path is relative to.
+        name: a preset's name, or a path, relative to the folder that the command runs in.
+        named_in: files that name it, for the message.
+
+    Raises:
+        SubFitError: if there is none.
+    """
+    known, path = presets(), Path(name)
+    if name in known:
+        return known[name]
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if (path / RECORD).is_file():
+            return path / RECORD
+        raise SubFitError(f"cannot read the configuration {name}: it is a folder without {RECORD}")
+    wanted = name.removeprefix("experiments/").removesuffix(".yaml")
+    for stem, preset in known.items():
+        if wanted in (stem, f"baselines/{stem}" if preset.parent.name == "baselines" else stem):
+            return preset
+    available = f"{did_you_mean(wanted, known)}presets are {', '.join(sorted(known))}"
+    if not path.suffix and path.name == name:
+        raise SubFitError(f"there is no preset and no file {name!r}; {available}")
+    raise SubFitError(f"the configuration {missing(name, named_in)}; {available}")
+
+
+def read_source(name: str, named_in: Iterable[str] = ()) -> dict[str, Any]:
+    """Returns the options in a preset, a YAML or JSON file, or the record of a run; see `find_source`.
 
     Raises:
         SubFitError: if there is none of this name, or it cannot be read.
     """
-    known = presets()
-    path = folder / name
-    if name not in known and not path.exists() and not path.suffix and Path(name).name == name:
-        raise SubFitError(
-            f"there is no preset and no file {name!r}; {did_you_mean(name, known)}presets are {', '.join(sorted(known))}"
-        )
-    content = read_mapping(str(known.get(name, path)))
+    if not isinstance(name, str):
+        raise SubFitError(f"{name!r} is no configuration; it must be a preset's name or a file")
+    content = read_mapping(str(find_source(name, named_in)))
     return content["configuration"] if isinstance(content.get("configuration"), dict) else content
 
 
@@ -125,7 +109,7 @@ def merge(old: Any, new: Any) -> Any:
     """
     if not isinstance(new, Mapping) or "class_path" in new:
         return _strategy(new) if isinstance(new, Mapping) else new
-    old = _as_mapping(old)
+    old = as_mapping(old)
     if "class_path" in old:
         old, new = _strategy(old), _strategy(new)
     return {**old, **{key: merge(old.get(key), value) for key, value in new.items()}}
@@ -150,13 +134,13 @@ def _joined(one: Any, other: Any) -> Any:
     """Two values of one option in one mapping: a name and arguments, or parts of one mapping; else the later one."""
     if not isinstance(one, Mapping) and not isinstance(other, Mapping):
         return other
-    one, other = _as_mapping(one), _as_mapping(other)
+    one, other = as_mapping(one), as_mapping(other)
     if "class_path" in one or "class_path" in other:
         one, other = _strategy(one), _strategy(other)
     return {**one, **{key: _joined(one[key], value) if key in one else value for key, value in other.items()}}
 
 
-def _as_mapping(value: Any) -> Mapping[str, Any]:
+def as_mapping(value: Any) -> Mapping[str, Any]:
     """A value as a mapping that others can be merged into; what is no mapping is the name of a strategy."""
     if isinstance(value, Mapping):
         return value

@@ -11,7 +11,8 @@ import yaml
 
 from subfit.errors import SubFitError, did_you_mean
 from subfit.options.annotations import describe_annotation, fits, hints, is_mapping, is_sequence
-from subfit.options.sources import Text, parse
+from subfit.options.reading import parse
+from subfit.options.sources import Text
 from subfit.strategy import Strategy
 
 LONGEST = 200  # characters of a value that a message shows
@@ -85,6 +86,18 @@ def typed_arguments(what: Any, given: Mapping[str, Any], place: str, make: Make,
                 f"{owner or place}: {name} is missing; it must be {describe_annotation(annotations.get(name, Any))}"
             )
     return made
+
+
+def check_fields(given: Any) -> None:
+    """Raises SubFitError if a field of a dataclass has a value that its annotation does not allow.
+
+    So that what is made in Python is refused as what is read from a file is.
+    """
+    annotations = hints(type(given))
+    for field in dataclasses.fields(given):
+        value = getattr(given, field.name)
+        if not fits(annotations[field.name], value):
+            raise SubFitError(f"{field.name} is {_shown(value)}; it must be {describe_annotation(annotations[field.name])}")
 
 
 def check_known(given: Iterable[str], known: Iterable[str], place: str = "") -> None:

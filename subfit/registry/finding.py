@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 
-from subfit.errors import SubFitError, did_you_mean, where
+from subfit.errors import SubFitError, did_you_mean, missing, where
 from subfit.options.declarations import file_of
 from subfit.options.importing import module_of
 from subfit.registry import plugins
@@ -112,7 +112,7 @@ def _own_files(kind: str) -> list[Path]:
 def _entries_of_plugin(kind: str, path: Path) -> list[Entry]:
     """The strategies of a kind that a plug-in file holds; it is imported if its source alone does not show them."""
     if not path.is_file():
-        raise SubFitError(f"plug-in file {path} does not exist")
+        raise SubFitError(f"plug-in file {missing(path)}")
     found = entries_of(path, INTERFACES[kind], path.stem)
     if not found and not any(declared_strategies(path, other) for other in INTERFACES.values()):
         found = [Entry(path.stem) for _ in _defined(kind, module_of(path))]

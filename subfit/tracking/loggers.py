@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, missing
 from subfit.model.processes import is_rank_zero
 from subfit.options.signatures import instantiate, parse_value
 
@@ -32,7 +32,7 @@ class Log:
 
     def __init__(self, folder: str | None = None, resume: str | None = None, artifact: bool = False):
         if resume is not None and not Path(resume).is_file():
-            raise SubFitError(f"there is no checkpoint {resume} to resume from")
+            raise SubFitError(f"resume: the checkpoint {missing(resume)}")
         self.folder, self.resume = folder, resume
         self.loggers: list[Logger] = []
         self._made: list[Logger] = []

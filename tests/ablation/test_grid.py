@@ -12,6 +12,12 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 GRIDS = sorted(path for name in ("ablations", "benchmarks") for path in (EXPERIMENTS / name).glob("*.yaml"))
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Paths in a grid are relative to the folder that the command runs in."""
+    monkeypatch.chdir(tmp_path)
+
+
 def write(tmp_path, name="grid.yaml", **content):
     path = tmp_path / name
     path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -80,7 +86,7 @@ def test_a_row_of_before_an_option_was_there_still_counts_and_one_of_other_optio
     [
         ({}, "no cells"),
         ({"axis": {}}, "unknown key 'axis'; a grid has base, "),
-        ({"base": "nowhere.yaml", "axes": {"seed": [1]}}, "cannot read .*nowhere.yaml"),
+        ({"base": "nowhere.yaml", "axes": {"seed": [1]}}, "nowhere.yaml does not exist"),
         ({"axes": {"sparsity": []}}, "axis 'sparsity' must be a list of values, and not empty"),
         ({"axes": {"sparsity": 0.5}}, "axis 'sparsity' must be a list of values"),
         (

@@ -50,7 +50,7 @@ def test_cells_equal_single_runs_bit_for_bit(grid, tmp_path, text_file):
             "low": {},
             "mlp": {"ffn_bypass": "mlp", "ffn_bypass.init_args.steps": 5},
             "moved": {"fitting": "sequential", "correction": 0.5},
-            "merged": {"config": "merged.yaml"},
+            "merged": {"config": str(tmp_path / "merged.yaml")},
         },
         "sparsity": [0.25, 0.5],
     }

@@ -188,7 +188,7 @@ def test_list(capsys):
         (["evaluate", "{model}", "--data", "short.txt", "a/short.txt"], "two texts are called 'short'; give them names"),
         (["evaluate", "{model}", "--data", "a=short.txt", "--in_domain", "b"], "there is no text 'b'; the texts are a"),
         (["evaluate", "{model}", "--stride", "3", "--length", "2"], "the stride is 3; it must be at least 1 and at most"),
-        (["evaluate", "{model}", "--tasks", "missing.jsonl"], "cannot read the task file missing.jsonl: No such file"),
+        (["evaluate", "{model}", "--tasks", "missing.jsonl"], "task file missing.jsonl does not exist"),
         (["evaluate", "{model}", "--tasks", "a.jsonl", "--limit", "0"], "limit is 0; it must be at least 1"),
         (["list", "toys"], "unknown kind of strategy 'toys'"),
     ],

@@ -70,7 +70,7 @@ def test_files_that_are_no_task(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b"\xe9\n")
     for path, message in (
         (task_file(tmp_path, ""), "has no items"),
-        (str(tmp_path / "missing.jsonl"), "cannot read the task file .*missing.jsonl: No such file"),
+        (str(tmp_path / "missing.jsonl"), "task file .*missing.jsonl does not exist"),
         (str(tmp_path / "latin.jsonl"), "cannot read the task file .*latin.jsonl: .*utf-8"),
     ):
         with pytest.raises(SubFitError, match=message):

@@ -326,7 +326,7 @@ def test_file_reads_a_mapping_or_a_record(write_scores, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "cannot read scores from bad.json: No such file"),
+        (None, "file of scores bad.json does not exist"),
         ("{", "bad.json is not JSON"),
         ("[1, 2]", "must hold a mapping of site names to numbers"),
         ('{"ffn.0": 1}', "has no score for attention.0, attention.1"),

@@ -1,0 +1,99 @@
+"""Reads YAML and JSON, safely: mappings, lists, strings, numbers, true, false and null, and nothing else."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from subfit.errors import SubFitError, missing
+
+DEEPEST = 50  # levels of lists and mappings inside one another
+MOST = 100_000  # values, each counted as often as an alias repeats it
+NOT_READ = ("timestamp", "set", "binary", "omap", "pairs")  # types of YAML 1.1 that no option has
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number and 2026-11-24 as a string, as YAML 1.2 does, and refuses a key that is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in keys[:number]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in NOT_READ)
+_Loader.yaml_constructors = {tag: made for tag, made in yaml.SafeLoader.yaml_constructors.items() if tag not in _TAGS}
+_Loader.yaml_implicit_resolvers = {
+    first: [entry for entry in entries if entry[0] not in _TAGS]
+    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse(text: str) -> Any:
+    """Returns the content of a YAML or JSON text.
+
+    Raises:
+        yaml.YAMLError: if it is neither, contains itself, is too deeply nested, or is too large once aliases are replaced.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError(f"it is nested more than {DEEPEST} levels deep") from None
+    except (KeyError, ValueError) as error:
+        raise yaml.YAMLError(f"a value does not fit its tag: {error}") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def read_mapping(path: str) -> dict[str, Any]:
+    """Returns the content of a YAML or JSON file.
+
+    Raises:
+        SubFitError: if it cannot be read, or is no mapping.
+    """
+    try:
+        content = parse(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SubFitError(f"the configuration {missing(path)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SubFitError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SubFitError(f"the configuration {path} must be a mapping of options to values")
+    return content
+
+
+def _check_size(node: yaml.Node, seen: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Returns the number of values in a node, and their depth, of which neither may be too large.
+
+    Args:
+        seen: what was found for each node; None while it is gone through.
+    """
+    if id(node) in seen:
+        found = seen[id(node)]
+        if found is None:
+            raise yaml.YAMLError(f"it contains itself {str(node.start_mark).strip()}")
+        return found
+    seen[id(node)] = None
+    parts = node.value if isinstance(node, yaml.CollectionNode) else []
+    inside = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+    sizes = [_check_size(part, seen) for part in inside]
+    values, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+    if values > MOST:
+        raise yaml.YAMLError(f"it holds more than {MOST:,} values")
+    if depth > DEEPEST:
+        raise yaml.YAMLError(f"it is nested more than {DEEPEST} levels deep")
+    seen[id(node)] = values, depth
+    return values, depth
