@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from subfit.ablation.figures import label, net_parameters
+from subfit.ablation.measures import label, net_parameters
 from subfit.ablation.rows import read_rows
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from subfit.ablation.figures import net_parameters
+from subfit.ablation.measures import net_parameters
 from subfit.ablation.report import report
 
 ROOT = Path(__file__).parents[2]
