@@ -22,25 +22,27 @@ from typing import Any
 from subfit.ablation.measures import label, net_parameters
 from subfit.ablation.rows import read_rows
 
-RESULTS = Path(__file__).parents[1] / "experiments" / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
 SCALES = {"%": 0.01, "million": 1e6, "M": 1e6, "ms": 1e-3, "MiB": 2**20}
-NUMBER = re.compile(
-    r"(?<![\w.])(?<!\w[-/])(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d+))?)(?!\w|\.\d)"  # the number, its decimals
-    r"(?:\s?(%|million|MiB|ms|M)(?!\w))?"  # its unit
-)
+NUMBER = re.compile(r"(?<![\w.])(?<!\w[-/])(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d+))?)(?!\w|\.\d)")  # and its decimals
+UNIT = re.compile(
+    r"(?: to -?[\d.,]+)?\s?(%|million|MiB|ms|M)(?!\w)"
+)  # the first number of a range shares that of the second
 UNITS = (
     "windows tokens layers attentions feedforwards submodules items tasks cores threads seeds steps rounds generations "
-    "cells scorers selectors bypasses presets texts rows runs studies sizes sparsities blocks prompts questions lines points"
+    "cells scorers selectors bypasses presets baselines methods texts rows runs studies sizes blocks prompts questions"
 )
 SPARSITY = r"(?:10|12\.5|13|18\.75|20|25|27|30|31\.25|37|37\.5)"
-COUNT = r"(?:(?<![.\d])\d[\d,]*(?: and| or| to| x| of)? )+"
+COUNT = r"(?:(?<![.\d])\d[\d,]*(?: and| or| to| x| of the| of)? )+"
 PLAIN = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         rf"\b{COUNT}(?:[\w-]+ )?(?:{'|'.join(f'{unit}|{unit[:-1]}' for unit in UNITS.split())})\b",
         r"\b(?:layer|layers|FeedForward|FeedForwards|Attention|Attentions|seed|step) \d+(?:(?:,| and|, and| to) \d+)*\b",
+        r"\b\d+ % of (?:the )?removed parameters\b",
         r"\b95 % (?:\w+ )?(?:confidence )?intervals?\b",
-        rf"\b(?:at|of|from) {SPARSITY} %(?:(?:,| and| to) {SPARSITY} %)*",
+        rf"\b(?:at|of|from|up to) {SPARSITY} %(?:(?:,| and| to) {SPARSITY} %)*",
         r"\barXiv \d+\.\d+|\b(?:Python|Llama|Gemma|Qwen|SmolLM|vLLM|transformers|torch)[ -]?\d+(?:\.\d+)*",
         r"\b\d+(?:st|nd|rd|th)\b|\b20\d\d(?:-\d\d)*\b|^\d+\. ",
     )
@@ -107,9 +109,10 @@ def problems(path: Path, names: dict[str, Any]) -> list[str]:
             found.append(f"{path}: {len(shown)} numbers ({numbers}), but {len(values)} expressions: {text.strip()[:120]}")
             continue
         for match, value in zip(shown, values, strict=True):
-            scale = SCALES.get(match[3] or "", 1)
+            unit = UNIT.match(text, match.end())
+            scale = SCALES[unit[1]] if unit else 1
             if abs(float(match[1].replace(",", "")) * scale - value) > 0.5001 * scale * 10.0 ** -len(match[2] or ""):
-                found.append(f"{path}: {match.group()} is {value / scale:.5g} in the file: {text.strip()[:120]}")
+                found.append(f"{path}: {match.group()} is {value / scale:.5g} by the file: {text.strip()[:120]}")
     return found
 
 

@@ -116,7 +116,7 @@ def _draw_points(panel: Any, points: list[Point], height: float, colour: str, ma
     panel.plot(mean, height, marker, color=colour, markersize=6)
     if len(points) > 1:
         panel.plot([value for value, _ in points], [height] * len(points), ".", color=colour, alpha=0.45, markersize=4)
-        return [value for value, _ in points]
+        return [mean, *(value for value, _ in points)]
     interval = points[0][1] or ()
     panel.plot(interval, [height] * len(interval), color=colour, alpha=0.45, linewidth=2)
     return [mean, *interval]

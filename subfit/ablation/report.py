@@ -1,6 +1,5 @@
 """One page with the results of an ablation: pictures and a table."""
 
-import io
 import json
 import re
 from pathlib import Path
@@ -51,10 +50,10 @@ def report(folders: list[str], output: str) -> Path:
     figures = _figures(done, axes)
     columns = columns_of(done, axes)
     failed = [row for row in rows if row["status"] == "failed"]
-    page = _page(f"Ablation: {', '.join(Path(name).name for name in folders)}", done, failed, figures, columns)
-    _save(figures, Path(output))
+    pictures = _save(figures, Path(output))
     write_text(Path(output) / "table.md", markdown(columns, done))
-    write_text(Path(output) / "report.html", page)
+    title = f"Ablation: {', '.join(Path(name).name for name in folders)}"
+    write_text(Path(output) / "report.html", _page(title, done, failed, pictures, columns))
     return Path(output) / "report.html"
 
 
@@ -96,7 +95,7 @@ def _line_figures(rows: list[Row], axes: list[str], text: str) -> dict[str, Figu
     return figures
 
 
-def _page(title: str, done: list[Row], failed: list[Row], figures: dict[str, Figure], columns: list[Column]) -> str:
+def _page(title: str, done: list[Row], failed: list[Row], pictures: dict[str, str], columns: list[Column]) -> str:
     """The page as HTML."""
     front = [done[index] for index in pareto_front([(net_parameters(row), ratio(row)) for row in done])]
     template = Environment(loader=PackageLoader("subfit.ablation", "."), autoescape=True, undefined=StrictUndefined)
@@ -104,25 +103,26 @@ def _page(title: str, done: list[Row], failed: list[Row], figures: dict[str, Fig
         title=title,
         done=len(done),
         failed=failed,
-        figures=[
-            {"name": name, "caption": CAPTIONS[name.partition("-")[0]], "svg": _svg(figure)}
-            for name, figure in figures.items()
-        ],
+        figures=[{"name": name, "caption": CAPTIONS[name.partition("-")[0]], "svg": svg} for name, svg in pictures.items()],
         columns=columns,
         cells=[{"fields": [column.field(row) for column in columns], "front": row in front} for row in done],
         front=[{"summary": _summary(row), "yaml": _configuration(row)} for row in front],
     )
 
 
-def _save(figures: dict[str, Figure], folder: Path) -> None:
-    """Writes the figures as images."""
+def _save(figures: dict[str, Figure], folder: Path) -> dict[str, str]:
+    """Writes the figures as images; returns each as an element of a page."""
+    pictures = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=DPI)
             figure.savefig(folder / f"{name}.svg")
+            text = (folder / f"{name}.svg").read_text(encoding="utf-8")
+            pictures[name] = text[text.index("<svg") :]
     except OSError as error:
         raise SubFitError(f"cannot write to the folder {folder}: {error}") from error
+    return pictures
 
 
 def _summary(row: Row) -> str:
@@ -132,11 +132,3 @@ def _summary(row: Row) -> str:
 
 def _configuration(row: Row) -> str:
     return yaml.safe_dump(json.loads(json.dumps(row["configuration"])), sort_keys=False)
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as an element of a page."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
