@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 WIDTH = 7.5  # inches: shown 600 pixels wide, a font of 11 points is 12 pixels high
 DPI = 160
@@ -100,9 +100,7 @@ def _ticks(low: float, high: float) -> list[float]:
     """Plain numbers between two limits, some five to ten."""
     decades = np.log10(high / low)
     if decades < 0.45:
-        step = 0.1 if high - low < 0.9 else 0.2 if high - low < 1.8 else 0.5
-        step *= 10.0 ** np.floor(np.log10(low))
-        return [round(step * index, 10) for index in range(int(np.ceil(low / step)), int(high / step) + 1)]
+        return list(MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(low, high))
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     wide = (1, 2, 3, 5) if decades < 2 else (1, 3) if decades < 3 else (1,)
     near_one = (1, 1.2, 1.5, 2, 3, 5) if decades < 1.2 else (1, 1.5, 2, 3, 5)
