@@ -1,41 +1,31 @@
 """One page with the results of an ablation: pictures and a table."""
 
-import io
 import json
+import re
 from pathlib import Path
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from subfit.ablation.figures import (
-    Row,
-    draw_curves,
-    draw_effects,
-    draw_score_ranks,
-    draw_selections,
-    draw_tradeoff,
-    label,
-    net_parameters,
-    pareto_front,
-    ratio,
-)
+from subfit.ablation.depth import draw_score_ranks, draw_selections
+from subfit.ablation.effects import draw_accuracy, draw_effects, names_of_axes
+from subfit.ablation.figures import draw_cache, draw_curves, draw_tradeoff, draw_trend, line_axis
+from subfit.ablation.measures import Row, cache_left, grouped, label, net_parameters, pareto_front, ratio, varying
 from subfit.ablation.rows import read_rows, write_text
 from subfit.ablation.table import Column, columns_of, markdown
 from subfit.errors import SubFitError
+from subfit.tracking.drawing import DPI
 
 CAPTIONS = {
-    "tradeoff": ("What is lost for what is saved", "Each dot is a cell; nothing is better than the line on both counts."),
-    "effects": ("What each axis does", "Dots are cells, diamonds their geometric means, bars one standard deviation."),
-    "curves": ("What fine-tuning gains", "On the calibration windows that were held out; step 0 is the closed-form fit."),
-    "scores": (
-        "How the scorers rank the submodules",
-        "A line is a scorer, a column a layer; the darker, the safer to replace.",
-    ),
-    "selections": (
-        "Which submodules are replaced",
-        "A line is a scorer; the darker, the more of its cells replace the submodule.",
-    ),
+    "tradeoff": "A line joins the cells of one method; bands are 95 % intervals. Further down and to the right is better.",
+    "cache": "A line joins the cells of one method; bands are 95 % intervals. Further down and to the right is better.",
+    "trend": "A line joins the cells that differ in this option only; bands are 95 % intervals.",
+    "effects": "A large dot is one cell, with its 95 % interval; or the geometric mean of several cells, the small dots.",
+    "accuracy": "A large dot is one cell, with its 95 % interval; or the mean of several cells, the small dots.",
+    "curves": "On the calibration windows that were held out from training.",
+    "scores": "A row is a scorer, a column a layer.",
+    "selections": "A column is a layer; the darker, the more of the row's cells replace the submodule.",
 }
 
 
@@ -56,14 +46,14 @@ def report(folders: list[str], output: str) -> Path:
     done = [row for row in rows if row["status"] == "done" and row["texts"]]
     if not done:
         raise SubFitError(f"{', '.join(folders)}: there is no finished cell with an evaluation to report")
-    axes = [axis for axis in dict.fromkeys(key for row in done for key in row["values"]) if _varies(done, axis)]
+    axes = varying(done, list(dict.fromkeys(key for row in done for key in row["values"])))
     figures = _figures(done, axes)
     columns = columns_of(done, axes)
     failed = [row for row in rows if row["status"] == "failed"]
-    page = _page(f"Ablation: {', '.join(Path(name).name for name in folders)}", done, failed, figures, columns)
-    _save(figures, Path(output))
+    pictures = _save(figures, Path(output))
     write_text(Path(output) / "table.md", markdown(columns, done))
-    write_text(Path(output) / "report.html", page)
+    title = f"Ablation: {', '.join(Path(name).name for name in folders)}"
+    write_text(Path(output) / "report.html", _page(title, done, failed, pictures, columns))
     return Path(output) / "report.html"
 
 
@@ -76,17 +66,36 @@ def _read(folders: list[str]) -> list[Row]:
 
 
 def _figures(rows: list[Row], axes: list[str]) -> dict[str, Figure]:
-    """The figures by name, as far as the rows have something to show."""
+    """The figures by name, as far as the rows have something to show; those of further texts have the text in their name."""
     figures: dict[str, Figure] = {}
-    if axes:
-        figures |= {"tradeoff": draw_tradeoff(rows, axes[0]), "effects": draw_effects(rows, axes)}
+    for number, text in enumerate(dict.fromkeys(text for row in rows for text in row["texts"])):
+        suffix = "-" + re.sub(r"\W+", "-", text) if number else ""
+        figures |= {f"{name}{suffix}": figure for name, figure in _line_figures(rows, axes, text).items()}
+    if names_of_axes(rows, axes):
+        figures["effects"] = draw_effects(rows, axes)
+        if all("tasks_mean" in row for row in rows):
+            figures["accuracy"] = draw_accuracy(rows, axes)
     tuned = [row for row in rows if row.get("finetune", {}).get("curve")]
     if tuned:
-        figures["curves"] = draw_curves(tuned)
-    return figures | {"scores": draw_score_ranks(rows), "selections": draw_selections(rows)}
+        figures["curves"] = draw_curves(tuned, axes)
+    return figures | {"scores": draw_score_ranks(rows), "selections": draw_selections(rows, axes)}
 
 
-def _page(title: str, done: list[Row], failed: list[Row], figures: dict[str, Figure], columns: list[Column]) -> str:
+def _line_figures(rows: list[Row], axes: list[str], text: str) -> dict[str, Figure]:
+    """The figures of the ratios on one text along the first numeric axis, if there is one."""
+    joined = line_axis(rows, axes)
+    if joined is None:
+        return {}
+    lines = list(grouped(rows, [axis for axis in axes if axis != joined]).values())
+    if all(len(set(map(net_parameters, line))) == 1 for line in lines):
+        return {"trend": draw_trend(rows, axes, text)}
+    figures = {"tradeoff": draw_tradeoff(rows, axes, text)}
+    if len({frozenset(map(cache_left, line)) for line in lines}) > 1:  # otherwise it is the first picture again
+        figures["cache"] = draw_cache(rows, axes, text)
+    return figures
+
+
+def _page(title: str, done: list[Row], failed: list[Row], pictures: dict[str, str], columns: list[Column]) -> str:
     """The page as HTML."""
     front = [done[index] for index in pareto_front([(net_parameters(row), ratio(row)) for row in done])]
     template = Environment(loader=PackageLoader("subfit.ablation", "."), autoescape=True, undefined=StrictUndefined)
@@ -94,40 +103,32 @@ def _page(title: str, done: list[Row], failed: list[Row], figures: dict[str, Fig
         title=title,
         done=len(done),
         failed=failed,
-        figures=[{"title": CAPTIONS[n][0], "caption": CAPTIONS[n][1], "svg": _svg(f)} for n, f in figures.items()],
+        figures=[{"name": name, "caption": CAPTIONS[name.partition("-")[0]], "svg": svg} for name, svg in pictures.items()],
         columns=columns,
         cells=[{"fields": [column.field(row) for column in columns], "front": row in front} for row in done],
         front=[{"summary": _summary(row), "yaml": _configuration(row)} for row in front],
     )
 
 
-def _save(figures: dict[str, Figure], folder: Path) -> None:
-    """Writes the figures as images."""
+def _save(figures: dict[str, Figure], folder: Path) -> dict[str, str]:
+    """Writes the figures as images; returns each as an element of a page."""
+    pictures = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=120)
+            figure.savefig(folder / f"{name}.png", dpi=DPI)
             figure.savefig(folder / f"{name}.svg")
+            text = (folder / f"{name}.svg").read_text(encoding="utf-8")
+            pictures[name] = text[text.index("<svg") :]
     except OSError as error:
         raise SubFitError(f"cannot write to the folder {folder}: {error}") from error
-
-
-def _varies(rows: list[Row], axis: str) -> bool:
-    return len({label(row["values"].get(axis)) for row in rows}) > 1
+    return pictures
 
 
 def _summary(row: Row) -> str:
     values = ", ".join(f"{axis}: {label(value)}" for axis, value in row["values"].items())
-    return f"ratio {ratio(row):.3f}, {net_parameters(row):,} parameters out ({values})"
+    return f"ratio {ratio(row):.3f}, {net_parameters(row):,} parameters removed ({values})"
 
 
 def _configuration(row: Row) -> str:
     return yaml.safe_dump(json.loads(json.dumps(row["configuration"])), sort_keys=False)
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as an element of a page."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -1,55 +1,71 @@
-"""Pictures: the score of every site by depth and type, and the speed of a compressed model."""
+"""Pictures: the score of every submodule by depth and type, and the speed of a compressed model."""
 
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from subfit.model.submodules import KINDS
+from subfit.tracking.drawing import DARK, DPI, LABEL, OURS, STYLE, WIDTH, margins, plain_logarithms
 
 TITLES = {"attention": "Attention", "ffn": "FeedForward"}
+KEPT = "#c3c9d2"
 
 
+@matplotlib.rc_context(STYLE)
 def draw_scores(record: dict[str, Any], path: Path) -> None:
     """Writes the picture of `record["scores"]` and `record["selected"]` to an image file."""
-    figure = Figure(figsize=(10, 5.5), layout="constrained")
-    axes = figure.subplots(len(KINDS), sharex=True)
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+    panels = figure.subplots(len(KINDS), sharex=True)
     selected = set(record["selected"])
-    for axis, kind in zip(axes, KINDS, strict=True):
+    for panel, kind in zip(panels, KINDS, strict=True):
         scores = {name: score for name, score in record["scores"].items() if name.startswith(f"{kind}.")}
-        for label, colour, marked in (("replaced", "#d1495b", True), ("kept", "#30638e", False)):
-            bars = {int(name.split(".")[1]): s for name, s in scores.items() if (name in selected) == marked}
-            axis.bar(list(bars), list(bars.values()), color=colour, label=f"{label} ({len(bars)})")
-        if all(score > 0 for score in scores.values()):
-            axis.set_yscale("log")
-        axis.set_title(TITLES[kind], loc="left")
-        axis.set_ylabel("score (lower: safer)")
-        axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xlabel("layer")
-    figure.savefig(path, dpi=120)
+        colours = [OURS["subfit"] if name in selected else KEPT for name in scores]
+        panel.bar([int(name.split(".")[1]) for name in scores], list(scores.values()), color=colours)
+        if scores and min(scores.values()) > 0:
+            low, high = margins(list(scores.values()), 0.1)
+            plain_logarithms(panel, "y", (low, high))
+        replaced = sum(name in selected for name in scores)
+        panel.set_title(f"{TITLES[kind]}: {replaced} of {len(scores)} replaced (blue)", x=0)
+        panel.set_ylabel("score (↓ safer to replace)", fontsize=LABEL)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1].set_xlabel("layer")
+    figure.savefig(path, dpi=DPI)
 
 
+@matplotlib.rc_context(STYLE)
 def draw_speed(result: dict[str, Any], path: Path) -> None:
     """Writes the picture of the speed-ups in what `subfit.benchmark` returns, beside the ideal ones, to an image file."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    prefill, decoding = result["prefill"], result["decoding"]
-    panels = [
-        ("prefill, by tokens of the prompt", [str(entry["prompt_length"]) for entry in prefill], prefill),
-        ("decoding, by batch x context", [f"{entry['batch_size']} x {entry['context']}" for entry in decoding], decoding),
-    ]
-    panels = [panel for panel in panels if panel[2]]
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (title, names, entries) in zip(axes, panels, strict=True):
-        for i, speed in enumerate(entry["speedup"] for entry in entries):
-            low, high = speed["quartiles"]
-            axis.bar(i, speed["measured"], 0.6, color="#30638e", label=None if i else "measured, with quartiles")
-            axis.vlines(i, low, high, color="black")
-            axis.hlines(speed["ideal"], i - 0.4, i + 0.4, color="#d1495b", label=None if i else "what is saved allows")
-        axis.axhline(1, color="grey", linewidth=0.8)
-        axis.set_xticks(range(len(names)), names)
-        axis.set_title(title, loc="left")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(loc="lower left", frameon=True)
-    axes[0].set_ylabel("times as fast as dense")
-    figure.savefig(path, dpi=120)
+    named = [(f"read a prompt of {entry['prompt_length']:,} tokens", entry["speedup"]) for entry in result["prefill"]]
+    for entry in result["decoding"]:
+        many = f" x {entry['batch_size']}" if entry["batch_size"] > 1 else ""
+        named.append((f"decode{many} after {entry['context']:,} tokens", entry["speedup"]))
+    figure = Figure(figsize=(WIDTH, 1.5 + 0.42 * len(named)), layout="constrained")
+    panel = figure.subplots()
+    for place, (_, speed) in enumerate(named):
+        panel.plot(speed["quartiles"], [place, place], color=OURS["subfit"], linewidth=3, alpha=0.35)
+        panel.plot(
+            speed["measured"],
+            place,
+            "o",
+            color=OURS["subfit"],
+            markersize=8,
+            label=None if place else "measured (bar: quartiles)",
+        )
+        panel.plot(speed["ideal"], place, "|", color=DARK, markersize=16, markeredgewidth=2.5,
+                   label=None if place else "ideal for what is removed")  # fmt: skip
+        panel.annotate(f"{speed['measured']:.2f}", (speed["measured"], place), (0, 8), textcoords="offset points",
+                       ha="center", fontsize=LABEL, color=OURS["subfit"])  # fmt: skip
+    panel.axvline(1, color=DARK, linewidth=1)
+    panel.annotate("dense", (1, len(named) - 0.6), (4, 0), textcoords="offset points", fontsize=LABEL, color=DARK)
+    panel.set_yticks(range(len(named)), [name for name, _ in named])
+    panel.set_ylim(len(named) - 0.4, -0.7)
+    panel.spines["left"].set_visible(False)
+    panel.tick_params(axis="y", length=0)
+    panel.set_xlabel("times as fast as the dense model (more is better →)")
+    low, high = (bound(speed["measured"] for _, speed in named) for bound in (min, max))
+    panel.set_title(f"{low:.2f} to {high:.2f} times as fast as the dense model", x=0, pad=26)
+    panel.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False, fontsize=LABEL)
+    figure.savefig(path, dpi=DPI)

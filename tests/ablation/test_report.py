@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from subfit.ablation.figures import label, pareto_front
+from subfit.ablation.measures import label, pareto_front
 from subfit.ablation.report import report
 from subfit.ablation.rows import Rows
 from subfit.errors import SubFitError
@@ -52,15 +52,16 @@ def test_the_page_holds_every_cell_its_pictures_and_the_front(tmp_path):
     assert "<script>" not in text.replace("<script>\n", "", 1) and "&lt;too little data&gt;" in text
     assert not re.search(r"(src|href)=\"(?!#|data:)", text)  # self-contained
     assert text.count('<tr class="front">') == 2 and text.count("<svg") == 5
-    for name in ("tradeoff", "effects", "curves", "scores", "selections"):
+    for name in re.findall(r'<figure id="(.*?)">', text):
         ElementTree.parse(path.with_name(f"{name}.svg"))
         assert path.with_name(f"{name}.png").stat().st_size > 1000
     table = path.with_name("table.md").read_text().splitlines()
     assert table[0] == (
-        "| scorer | sparsity | ratio, evaluation | agreement | KL | net parameters | added | KV cache | compress, s |"
+        "| scorer | sparsity | perplexity ratio, evaluation ↓ | same next token ↑ | KL divergence, nats ↓ "
+        "| parameters removed, net ↑ | parameters added | KV cache left ↓ | time to compress, s ↓ |"
     )
-    assert table[2] == "| rotation | 0.25 | 1.200 | 50.0% | 0.250 | 20 | 3 | 50% | 4 |" and len(table) == 6
-    configurations = [yaml.safe_load(part) for part in re.findall(r"<pre>(.*?)</pre>", text, re.S)]
+    assert table[2] == "| rotation | 0.25 | 1.20 | 50% | 0.25 | 20 | 3 | 50% | 4 |" and len(table) == 6
+    configurations = [yaml.safe_load(part) for part in re.findall(r"<pre.*?>(.*?)</pre>", text, re.S)]
     assert configurations == [rows[0]["configuration"], rows[3]["configuration"]]
 
 

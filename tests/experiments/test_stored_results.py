@@ -1,29 +1,47 @@
-"""The tables that come with the project, and that of the README, are those of the rows that come with it."""
+"""The pages, tables and numbers that come with the project are those of the stored measurements, and so are the README's."""
 
-import json
-from pathlib import Path
+import re
 
 import pytest
+from measured import RESULTS, ROOT, problems, stored
+from stored_tables import PAGES, benchmark, filled, whole
 
-from subfit.ablation.figures import net_parameters
-from subfit.ablation.report import report
+from subfit.ablation.measures import net_parameters
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "experiments" / "results"
+NAMES = stored()
+MOST_ROWS = 15  # of a table on a page
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in RESULTS.glob("*/rows.jsonl")), ids=lambda path: path.name)
-def test_tables_equal_the_rows(folder, tmp_path):
-    table = report([str(folder)], str(tmp_path)).with_name("table.md").read_text(encoding="utf-8")
-    assert table == (folder / "table.md").read_text(encoding="utf-8")
-    assert table in (RESULTS / "README.md").read_text(encoding="utf-8")
+def test_whole_tables_equal_the_rows(folder):
+    assert whole(folder) == (folder / "table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.parent.name)
+def test_a_page_holds_what_was_measured(page):
+    text = page.read_text(encoding="utf-8")
+    assert text == filled(page), "python tests/stored_tables.py makes the tables"
+    assert not problems(page, NAMES)
+    tables = re.findall(r"<!-- table.*?-->\n(.*?)<!-- end -->", text, flags=re.DOTALL)
+    assert all(len(table.strip().splitlines()) - 2 <= MOST_ROWS for table in tables)
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_index_has_every_study_and_every_study_its_page():
+    index = (RESULTS / "README.md").read_text(encoding="utf-8")
+    studies = {path.name for path in RESULTS.iterdir() if path.is_dir()}
+    assert studies == {name for name in re.findall(r"^\| \[[^]]*\]\(([\w-]+)\)", index, flags=re.MULTILINE)}
+    assert studies == {page.parent.name for page in PAGES} - {RESULTS.name}
+    for page in PAGES:
+        shown = set(re.findall(r"!\[[^]]+\]\((.*?)\)", page.read_text(encoding="utf-8")))
+        assert shown == {path.name for path in page.parent.glob("*.png")}, page
 
 
 def quality() -> dict[str, dict[float, dict]]:
     """The rows of the presets, by preset and sparsity, as far as all presets were measured at it."""
-    rows = [json.loads(line) for line in (RESULTS / "quality" / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     found: dict[str, dict[float, dict]] = {}
-    for row in rows:
+    for row in NAMES["quality"].rows:
         found.setdefault(row["values"]["preset"], {})[row["values"]["sparsity"]] = row
     common = sorted(set.intersection(*map(set, found.values())))
     return {preset: {sparsity: sizes[sparsity] for sparsity in common} for preset, sizes in found.items()}
@@ -43,54 +61,9 @@ def headline() -> list[str]:
 
 
 def test_the_readmes_table_is_that_of_the_rows():
-    check_table(ROOT / "README.md", headline())
-
-
-def check_table(path: Path, lines: list[str]) -> None:
-    shown = path.read_text(encoding="utf-8").splitlines()
+    shown, lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines(), headline()
     place = shown.index(lines[0])
     assert shown[place : place + len(lines)] == lines
-
-
-def benchmark(name: str) -> dict:
-    return json.loads((RESULTS / name / "benchmark.json").read_text(encoding="utf-8"))
-
-
-def speeds() -> list[str]:
-    """The lines of the table of speeds, one for each prompt, and for each batch and context that is decoded."""
-    result = benchmark("speed")
-    named = [(f"prefill, {entry['prompt_length']} tokens", entry) for entry in result["prefill"]]
-    named += [(f"decoding {e['new_tokens']} tokens after {e['context']}", e) for e in result["decoding"]]
-    lines = []
-    for name, entry in named:
-        speed, seconds = entry["speedup"], entry["seconds"]
-        low, high = speed["quartiles"]
-        times = f"{1000 * seconds['dense']:.0f} ms | {1000 * seconds['compressed']:.0f} ms"
-        ratios = f"{speed['measured']:.2f} [{low:.2f}, {high:.2f}] | {speed['ideal']:.2f} | {speed['reached']:.0%}"
-        lines.append(f"| {name} | {times} | {ratios} |")
-    return lines
-
-
-def test_the_table_of_speeds_is_that_of_the_benchmark():
-    check_table(RESULTS / "README.md", speeds())
-
-
-def costs() -> list[str]:
-    """The lines of the table of what a compression costs, one for each shape and number of calibration windows."""
-    lines = []
-    for name in ("smollm2-135m", "half-the-depth", "twice-the-depth", "twice-the-width"):
-        result = benchmark(f"compression/{name}")
-        shape = json.loads((ROOT / result["model"]).read_text(encoding="utf-8"))
-        for cost in result["compression"]:
-            seconds = " | ".join(f"{cost['seconds'][stage]:.1f}" for stage in ("forward", "score", "select", "fit"))
-            tokens, memory = cost["windows"] * cost["length"], cost["peak_bytes"] / 2**20
-            size = f"{shape['num_hidden_layers']} | {shape['hidden_size']} | {tokens:,}"
-            lines.append(f"| {size} | {seconds} | {cost['forwards']:.2f} | {memory:.0f} MiB |")
-    return lines
-
-
-def test_the_table_of_costs_is_that_of_the_benchmarks():
-    check_table(RESULTS / "README.md", costs())
 
 
 def test_the_readmes_speeds_are_those_of_the_benchmark():
