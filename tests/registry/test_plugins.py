@@ -2,16 +2,15 @@
 
 import json
 import os
-import re
-from pathlib import Path
 
 import pytest
+from documents import ROOT, blocks
 
 from subfit.cli.main import main
 from subfit.registry import finding
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-SHOWN = next(text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "(StreamScorer)" in text)
+PAGE = ROOT / "docs" / "add-a-scorer.md"
+SHOWN = next(block.text for block in blocks(PAGE) if block.file == "largest_update.py")
 SMALL = ["--calibration.windows", 4, "--calibration.length", 16, "--evaluation.windows", 0]
 
 STRATEGY = {
@@ -37,8 +36,7 @@ class Mine(Bypass):
 }
 
 
-def test_the_scorer_that_the_readme_shows(subfit, tmp_path, model_folder, text_file, monkeypatch, capsys):
-    assert len([line for line in SHOWN.splitlines() if line.strip()]) < 15
+def test_the_scorer_that_the_documentation_shows(subfit, tmp_path, model_folder, text_file, monkeypatch, capsys):
     (tmp_path / "my_scorer.py").write_text(SHOWN)
     given = ["--plugins", "my_scorer.py", "--scorer", "my_scorer"]
     common = ["--model", model_folder, "--calibration.path", text_file, *SMALL]
