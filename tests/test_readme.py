@@ -17,9 +17,9 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.replace("\\\n", " ").splitlines() if line]
 LESS = {  # the same work on fewer and shorter windows
-    "compress": "--calibration.windows 4 --calibration.length 32 --evaluation.windows 1 --dtype bfloat16",
-    "evaluate": "--windows 2 --length 32 --stride 16 --dtype bfloat16",
-    "benchmark": "--prompt_lengths 32 --contexts 16 --batch_sizes 1 --new_tokens 4 --repeats 2 --warmup 1 --dtype bfloat16",
+    "compress": "--calibration.windows 4 --calibration.length 32 --evaluation.windows 1",
+    "evaluate": "--windows 2 --length 32 --stride 16",
+    "benchmark": "--prompt_lengths 32 --contexts 16 --batch_sizes 1 --new_tokens 4 --repeats 2 --warmup 1",
     "list": "",
     "ablate": "",
     "report": "",
@@ -42,7 +42,7 @@ def test_every_command_in_their_order(tmp_path, monkeypatch):
     rows = [{"query": f"The square of {i} is", "choices": [f"{i * i}.", f"{i}."], "gold": 0} for i in range(2, 9)]
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (grid,) = (yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml")
-    grid["options"] |= {"dtype": "bfloat16", "calibration": {"path": "valid.txt", "windows": 4, "length": 32}}
+    grid["options"] |= {"calibration": {"path": "valid.txt", "windows": 4, "length": 32}}
     grid["options"]["evaluation"]["windows"] = grid["texts"]["narrative"]["windows"] = 1
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
     ran = []

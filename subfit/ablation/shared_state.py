@@ -20,6 +20,7 @@ from subfit.evaluation.accuracy import TaskScores, average, describe_scores
 from subfit.evaluation.comparison import Comparison
 from subfit.evaluation.tasks import Task
 from subfit.evaluation.zero_shot import score_task
+from subfit.model.dtypes import describe_dtypes
 from subfit.model.finalizing import check_replaceable
 from subfit.model.replacing import Switch, turn_off
 from subfit.pipeline import compression_sizes, fit_recipe, timed, tune
@@ -87,7 +88,7 @@ class SharedState:
             log.result(record)
         record |= {"calibration_tokens": describe_tokens(tokens), "evaluation_tokens": describe_tokens(held_out)}
         record["text_tokens"] = {name: describe_tokens(comparisons[name].tokens) for name in self._texts}
-        return record | provenance()
+        return record | provenance() | {"dtypes": describe_dtypes(calibration.model)}
 
     def _load(self, options: Options) -> None:
         source = (options.model, options.dtype, options.device)
