@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	rm -rf $(DEMO)
-	$(BIN)/subfit compress --config subfit --dtype bfloat16 --calibration.length 256 --output $(DEMO)
+	$(BIN)/subfit compress --config subfit --calibration.length 256 --output $(DEMO)
 
 test: check fast real
 

@@ -19,7 +19,8 @@ from subfit.errors import SubFitError
 from subfit.evaluation.evaluate import evaluate
 from subfit.finetuning.settings import FineTuning
 from subfit.model import checkpoint
-from subfit.model.loading import device_of, load
+from subfit.model.dtypes import describe_dtypes, name_of, rounding_of
+from subfit.model.loading import device_of, load, load_to_cpu
 from subfit.model.processes import init_process_group, shard_model
 from subfit.pipeline import Compression, check_finetuning, compress_model
 from subfit.progress import Stage
@@ -99,7 +100,8 @@ def compress(
         calibration: tokens to score and fit on (64 windows of 512, sampled from the model).
         evaluation: tokens to compare with the dense model on (16 windows, held out from those of the calibration).
         seed: seed of everything that is random (0).
-        dtype: data type of the weights; `auto` (the default) is the checkpoint's own.
+        dtype: data type of weights and computations; `auto` (the default) is the checkpoint's own, but computes in
+            float32 where the device would emulate it, and saves the weights in the checkpoint's.
         device: torch device; `auto` (the default) is CUDA where there is one.
         batch_size: windows run at once (8).
         fsdp: whether the processes that torchrun started shard the weights of the decoder layers (no).
@@ -166,7 +168,8 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
     stages = {"load": loaded_at - start, "data": read_at - loaded_at}
     record = compression.record
     record["seconds"] = {name: round(value, 3) for name, value in stages.items()} | record["seconds"]
-    record.update(**provenance(), configuration=written, **describe_data(options, tokens, held_out))
+    about = {"dtypes": describe_dtypes(model), "configuration": written}
+    record.update(**provenance(), **about, **describe_data(options, tokens, held_out))
     if options.output is not None:
         with Stage(f"writing {options.output}"):
             checkpoint.save(compression.model, tokenizer, record, options.output, draw_scores)
@@ -185,7 +188,7 @@ def model_of(options: Options) -> tuple[Any, Any]:
         return load(options.model, dtype=options.dtype, device=options.device)
     device = device_of(options.device)
     init_process_group(device)
-    model, tokenizer = load(options.model, dtype=options.dtype, device="cpu")
+    model, tokenizer = load_to_cpu(options.model, options.dtype, options.device)
     shard_model(model, device)
     return model, tokenizer
 
@@ -228,7 +231,7 @@ def _on_loaded(options: Options, model: PreTrainedModel) -> Options:
     """
     if not hasattr(model, "config"):
         raise SubFitError(f"the model is a {type(model).__name__}; it must be a name, or a model of transformers")
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = name_of(model.dtype)
     if options.dtype not in ("auto", dtype):
         raise SubFitError(f"dtype is {options.dtype}, but the loaded model is {dtype}")
     if options.device not in ("auto", str(model.device), model.device.type):
@@ -237,6 +240,7 @@ def _on_loaded(options: Options, model: PreTrainedModel) -> Options:
         raise SubFitError("fsdp divides a model as it is loaded; give the model's name")
     model.train(False)
     name = getattr(model.config, "_name_or_path", "") or None
-    found = dataclasses.replace(options, model=name, dtype=dtype, device=str(model.device))
+    chosen = dtype if rounding_of(model) is None else "auto"
+    found = dataclasses.replace(options, model=name, dtype=chosen, device=str(model.device))
     found.configurations = options.configurations
     return found

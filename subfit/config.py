@@ -101,7 +101,8 @@ class Options:
         calibration: tokens to score and fit on.
         evaluation: tokens to compare the compressed model with the dense one on; no windows, no evaluation.
         seed: seed of everything that is random.
-        dtype: data type of the model's weights; `auto` is the checkpoint's own, and float32 for a `.gguf` file.
+        dtype: data type of weights and computations; `auto` is the checkpoint's own (of a quantised `.gguf` file, bfloat16),
+            but computes in float32 where the device would emulate it, and saves the weights in the checkpoint's.
         device: torch device; `auto` is CUDA where there is one.
         batch_size: windows run at once.
         fsdp: whether the processes that torchrun has started shard the weights of the decoder layers, for models that do not

@@ -15,7 +15,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokeniz
 
 from subfit import pipeline
 from subfit.config import Recipe, resolve
+from subfit.model.dtypes import rounded, rounding_of
 from subfit.model.submodules import KINDS
+from subfit.model.threads import usable_cores
 from subfit.selector import Selector
 
 VOCABULARY = 101
@@ -95,7 +97,7 @@ def recipe(**given) -> Recipe:
 def all_cores():
     """For what is large enough to gain by them."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     yield
     torch.set_num_threads(threads)
 
@@ -110,6 +112,7 @@ def spoilt(monkeypatch):
         generator = torch.Generator().manual_seed(0)
         for p in dict.fromkeys(p for r in replacements for p in r.bypass.parameters()):
             p.data += p.std(correction=0) * torch.randn(p.shape, generator=generator).to(p.dtype)
+            p.data.copy_(rounded(p.data, rounding_of(replacements[0].model)))
         return replacements, record
 
     monkeypatch.setattr(pipeline, "fit_recipe", fit)

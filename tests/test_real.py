@@ -2,7 +2,7 @@
 
 import json
 import os
-import time
+from collections import Counter
 from pathlib import Path
 from pydoc_data.topics import topics  # some hundred pages of English that every Python has
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import recipe
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from subfit.calibration.capture import Calibration
 from subfit.calibration.data import read_tokens
@@ -25,7 +26,7 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 @pytest.fixture(scope="module")
 def real(all_cores, tmp_path_factory):
     """SmolLM2-135M-Instruct in float32, its tokenizer, and windows of a real text; on all cores."""
-    model, tokenizer = load("smollm2-135m")
+    model, tokenizer = load("smollm2-135m", dtype="float32")
     text = tmp_path_factory.mktemp("texts") / "python.txt"
     text.write_text("\n\n".join(topics.values()))
     tokens, _ = read_tokens(Data(path=str(text), windows=24, length=256), model, tokenizer, 0)
@@ -54,29 +55,26 @@ def test_a_fit_equals_least_squares_on_the_stored_pairs(real):
     assert np.linalg.norm(weight - expected) < 1e-6 * np.linalg.norm(expected)
 
 
-def test_the_paper_costs_few_forward_passes_and_spares_the_massive_activations(real):
-    """Compression against a plain forward pass over the same tokens, in processor time."""
+def test_the_paper_passes_the_layers_few_times_and_spares_the_massive_activations(real, monkeypatch):
+    """Once to score, once to fit, and no further than the last submodule that is replaced; the seconds are a benchmark's."""
     model, _, tokens = real
-    plain = []
-    for _ in range(2):
-        start = time.process_time()
-        with torch.no_grad():
-            for batch in tokens.split(8):
-                model(batch, use_cache=False)
-        plain.append(time.process_time() - start)
-    start = time.process_time()
+    forward, passed = LlamaDecoderLayer.forward, Counter()
+
+    def counted(layer, hidden, *args, **kwargs):
+        passed[layer.self_attn.layer_idx] += hidden.shape[:-1].numel()
+        return forward(layer, hidden, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted)
     result = compress_model(model, tokens, recipe())  # in place: the last test that uses the dense model
-    cost = (time.process_time() - start) / min(plain)
-    print(f"compression costs {cost:.2f} plain forward passes")
-    assert cost < 3.5
+    assert max(passed.values()) < 2.2 * tokens.numel()
     scores = {name: score for name, score in result.record["scores"].items() if name.startswith("ffn")}
     spared = sorted(scores, key=scores.get)[11:]  # whatever the sparsity, up to 37.5 %
     assert {"ffn.11", "ffn.28"} <= set(spared)  # they write the massive activations of this model
 
 
 def test_the_main_job_from_the_command_line(subfit, tmp_path):
-    small = ["--calibration.windows", 16, "--calibration.length", 128, "--evaluation.windows", 4, "--dtype", "bfloat16"]
-    cores = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+    small = ["--calibration.windows", 16, "--calibration.length", 128, "--evaluation.windows", 4]
+    cores = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subfit("compress", "--config", EXPERIMENTS / "subfit.yaml", *small, "--output", "out", "--json", env=cores)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)

@@ -1,8 +1,9 @@
 """What rows and cached scores depend on besides the options, and when they are out of date.
 
 **A row counts as done** for a cell if it was run with the cell's options and all of this is as it is now: the versions of
-torch and transformers; the model's files (of large ones the beginning and the end); the files
-of the strategies, with nested ones, base classes and what they import from their folder; the texts and the tasks. All of
+torch and transformers; where the data type is `auto`, the narrow types that the device computes in natively; the model's
+files (of large ones the beginning and the end); the files of the strategies, with nested ones, base classes and what they
+import from their folder; the texts and the tasks. All of
 that is known before the model is loaded. A row that does not say what it depends on, as those of format 1, does not count.
 The code of `subfit` itself is recorded (`commit`), but not compared: after a bug fix, an ablation goes on where it was.
 
@@ -29,7 +30,8 @@ from subfit.calibration.files import text_files
 from subfit.calibration.settings import Data
 from subfit.config import Options
 from subfit.model.digests import tensor_bytes
-from subfit.model.loading import files_of_model
+from subfit.model.dtypes import describe_dtypes, native
+from subfit.model.loading import device_of, files_of_model
 from subfit.scorer import Scorer
 
 END = 1 << 25  # bytes at either end of a large file that are read for its digest
@@ -46,6 +48,7 @@ def dependencies(options: Options, texts: Iterable[Data], tasks: Iterable[str]) 
     return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "native_dtypes": native(device_of(options.device)) if options.dtype == "auto" else None,
         "model": _digest_of_files(model) if model else None,
         "strategies": _digest_of_files(files_of(vars(options.recipe))),
         "data": _digest_of_files(Path(name) for name in (*files, *tasks)),
@@ -56,7 +59,7 @@ def calibration_digest(model: Any, tokens: Tensor, batch_size: int) -> str:
     """Returns the digest under which moments and scores of a model on some tokens are kept."""
     config = {**model.config.to_dict(), "_name_or_path": None, "attention": model.config._attn_implementation}
     settings = [batch_size, list(tokens.shape), str(model.device.type), config]
-    settings += [torch.__version__, transformers.__version__, version("subfit")]
+    settings += [describe_dtypes(model), torch.__version__, transformers.__version__, version("subfit")]
     pieces = [json.dumps(settings, sort_keys=True, default=str).encode(), tensor_bytes(tokens)]
     weights = (piece for value in model.state_dict().values() for piece in (str(value.dtype).encode(), tensor_bytes(value)))
     return digest([*pieces, *(path.read_bytes() for path in _sources())], weights)

@@ -21,6 +21,7 @@ from subfit.evaluation.accuracy import TaskScores, average, describe_scores
 from subfit.evaluation.comparison import Comparison
 from subfit.evaluation.tasks import Task
 from subfit.evaluation.zero_shot import score_task
+from subfit.model.dtypes import describe_dtypes
 from subfit.model.finalizing import check_replaceable
 from subfit.model.replacing import Switch, turn_off
 from subfit.pipeline import compression_sizes, fit_recipe, timed, tune
@@ -89,7 +90,7 @@ class SharedState:
         record |= describe_data(options, tokens, held_out)
         texts = {name: (comparisons[name].tokens, data) for name, data in self._texts.items()}
         record["text_tokens"] = {name: describe_tokens(found, data, tokens) for name, (found, data) in texts.items()}
-        return record | provenance()
+        return record | provenance() | {"dtypes": describe_dtypes(calibration.model)}
 
     def _load(self, options: Options) -> None:
         source = (options.model, options.dtype, options.device)

@@ -15,6 +15,7 @@ from subfit.bypass import Substitute
 from subfit.config import DEFAULTS, resolve
 from subfit.errors import SubFitError
 from subfit.model import checkpoint
+from subfit.model.dtypes import name_of
 from subfit.model.loading import load
 from subfit.model.sizes import footprint
 from subfit.options.typed import check_known, typed, typed_arguments
@@ -70,7 +71,7 @@ def benchmark(
             dense, compressed = random_models(random_weights, sparsity, *bypasses, seed=workload.seed, **options)
     elif model and reference and not random_weights:
         compressed = load(model, **options)[0]
-        dense = load(reference, **options | {"dtype": str(compressed.dtype).removeprefix("torch.")})[0]
+        dense = load(reference, **options | {"dtype": name_of(compressed.dtype)})[0]
     else:
         raise SubFitError("give a compressed model and its dense reference, or random_weights alone")
     check_comparable(dense, compressed, workload)

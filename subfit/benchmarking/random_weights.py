@@ -12,8 +12,10 @@ from subfit.bypass import Substitute
 from subfit.config import Recipe
 from subfit.errors import SubFitError
 from subfit.fitting.budget import check_sparsity
-from subfit.model.loading import device_of, dtype_of
+from subfit.model.dtypes import compute_dtype, dtype_of
+from subfit.model.loading import device_of
 from subfit.model.submodules import KINDS, find_sites
+from subfit.model.threads import limit_threads
 from subfit.pipeline import compress_model
 
 TOKENS = 16  # what the bypasses are fitted on: their values do not matter, only their shapes
@@ -39,17 +41,19 @@ def random_models(
         name: a configuration: a `config.json`, the folder of a model, or its hub name.
         sparsity: share of the Attentions, and of the FeedForwards, to replace.
         attention_bypass, ffn_bypass: what takes their places.
-        dtype, device, trust_remote_code: see `model.loading.load`; `auto` is the configuration's own dtype.
+        dtype, device, trust_remote_code: see `model.loading.load`; `auto` is the configuration's own dtype, or float32
+            where the device would emulate that.
 
     Raises:
         SubFitError: if there is no such configuration, or the model is not supported.
     """
     check_sparsity(sparsity)
     target, wanted = device_of(device), dtype_of(dtype)
+    limit_threads()
     torch.manual_seed(seed)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        wanted = (config.dtype or torch.float32) if wanted == "auto" else wanted
+        wanted = compute_dtype(config.dtype or torch.float32, target) if wanted == "auto" else wanted
         with target:
             dense = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=trust_remote_code).eval()
     except (OSError, ValueError, RuntimeError) as error:

@@ -15,6 +15,7 @@ from subfit.benchmarking.timing import interleave, medians, seconds_of, speed_up
 from subfit.benchmarking.workload import Workload
 from subfit.errors import SubFitError
 from subfit.fitting.costs import count_flops
+from subfit.model.dtypes import name_of
 from subfit.model.sizes import cache_bytes, peak_bytes, step_bytes
 
 
@@ -92,7 +93,7 @@ def setting(model: Any) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
         "threads": torch.get_num_threads(),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": name_of(model.dtype),
         "versions": {package: version(package) for package in ("subfit", "torch", "transformers")},
     }
 

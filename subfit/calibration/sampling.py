@@ -4,36 +4,82 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from subfit.errors import SubFitError
 from subfit.progress import Stage
 
-SAMPLING_BATCH = 64
+LARGEST_BATCH = 128  # windows that are sampled at once; a product with more rows is hardly faster for each of them
 
 
 @torch.no_grad()
 def sample(model: Any, tokenizer: Any, count: int, length: int, seed: int) -> Tensor:
     """Samples windows from the model's own distribution, each from the begin-of-text token; (count, length).
 
-    Data-free calibration (as LLM-QAT, arXiv 2305.17888): the samples follow the model's own distribution.
+    Data-free calibration (as LLM-QAT, arXiv 2305.17888): the samples follow the model's own distribution. Each token of each
+    window is drawn by a random number of its own, so that a window does not depend on how many others there are, but for
+    rounding.
     """
     first = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
     if first is None:
         raise SubFitError("the tokenizer has no begin-of-text token to sample from; give a text or a data set instead")
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    tokens = torch.full((count, length), first)
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(count, length - 1, dtype=torch.float64, generator=generator).to(device)
+    tokens = torch.full((count, length), first, device=device)
+    batches = -(-count // LARGEST_BATCH)  # of equal size
     with Stage(f"sampling {count} windows of text", count * (length - 1), "tokens") as progress:
-        for start in range(0, count, SAMPLING_BATCH):
-            rows = tokens[start : start + SAMPLING_BATCH]
-            cache = None
+        for rows, numbers in zip(tokens.tensor_split(batches), draws.tensor_split(batches), strict=True):
+            cache = _cache(model, length)
             for position in range(1, length):
-                step = rows[:, position - 1 : position].to(device)
-                output = model(step, past_key_values=cache, use_cache=True)
-                cache = output.past_key_values
-                probabilities = output.logits[:, -1].float().softmax(-1)
-                if not probabilities.isfinite().all():
-                    raise SubFitError("the model gives NaN or infinite logits; it cannot be sampled from")
-                rows[:, position] = torch.multinomial(probabilities, 1, generator=generator)[:, 0].cpu()
+                output = model(rows[:, position - 1 : position], past_key_values=cache, use_cache=True)
+                rows[:, position] = draw(output.logits[:, -1], numbers[:, position - 1])
                 progress.advance(len(rows))
-    return tokens
+    return tokens.cpu()
+
+
+def draw(logits: Tensor, numbers: Tensor) -> Tensor:
+    """Returns a token for each row of logits (rows, vocabulary), drawn by a uniform number in [0, 1) each, (rows).
+
+    It is the first one whose cumulative probability exceeds the number. The hub's way, an exponential number for every token
+    of the vocabulary, takes as long as a forward pass of a small model.
+    """
+    cumulative = logits.float().softmax(-1).cumsum(-1, dtype=torch.float64)
+    if not cumulative[:, -1].isfinite().all():
+        raise SubFitError("the model gives NaN or infinite logits; it cannot be sampled from")
+    found = torch.searchsorted(cumulative, (numbers * cumulative[:, -1])[:, None], right=True)[:, 0]
+    return found.clamp_max(logits.shape[-1] - 1)  # where the product was rounded up to the whole
+
+
+class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of a layer with room for all tokens: they are not copied for each one, as those of a plain cache.
+
+    Args:
+        room: number of tokens.
+    """
+
+    def __init__(self, room: int):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._room = room
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self._held = [x.new_empty((*x.shape[:2], self._room, x.shape[-1])) for x in (key_states, value_states)]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start = self.get_seq_length()
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = start + key_states.shape[-2]
+        for held, new in zip(self._held, (key_states, value_states), strict=True):
+            held[:, :, start:end] = new
+        self.keys, self.values = (held[:, :, :end] for held in self._held)
+        return self.keys, self.values
+
+
+def _cache(model: Any, length: int) -> DynamicCache:
+    """A cache for `length` tokens; its layers that keep only a sliding window of them are those of transformers."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_Layer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache

@@ -14,6 +14,7 @@ from subfit.evaluation.divergence import logits_of
 from subfit.evaluation.perplexity import measure, read_windows
 from subfit.evaluation.tasks import Task, read_task
 from subfit.evaluation.zero_shot import score_task
+from subfit.model.dtypes import describe_dtypes
 from subfit.model.loading import load
 from subfit.model.sizes import kv_bytes_per_token
 from subfit.progress import Stage
@@ -52,9 +53,10 @@ def evaluate(
         batch_size: windows, or sequences of 512 tokens, run at once.
 
     Returns:
-        `model`, `reference`, `calibration` (the tokens that a compressed model was calibrated on, where its folder says so),
-        `texts` (`perplexity.measure` and `in_domain` by name), `tasks` (`accuracy.describe_scores` by name), `tasks_mean`
-        (`accuracy.average`), `parameters` and `kv_bytes_per_token`. What was measured on a single text is at the top, too.
+        `model`, `reference`, `dtypes` (of the model's weights, and of its computations), `calibration` (the tokens that a
+        compressed model was calibrated on, where its folder says so), `texts` (`perplexity.measure` and `in_domain` by
+        name), `tasks` (`accuracy.describe_scores` by name), `tasks_mean` (`accuracy.average`), `parameters` and
+        `kv_bytes_per_token`. What was measured on a single text is at the top, too.
 
     Raises:
         SubFitError: if an argument, the model or the data cannot be used; the message says why.
@@ -87,6 +89,7 @@ def evaluate(
     return {
         "model": model,
         "reference": reference,
+        "dtypes": describe_dtypes(subject),
         "calibration": _calibration(model),
         "texts": {
             name: {"in_domain": None if in_domain is None else name in in_domain, **found}

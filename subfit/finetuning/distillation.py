@@ -15,6 +15,7 @@ from subfit.finetuning.losses import Batch, distillation_loss, find_loss, stream
 from subfit.finetuning.master_weights import MasterWeights
 from subfit.finetuning.optimization import optimizers
 from subfit.finetuning.settings import FineTuning
+from subfit.model.dtypes import rounding_of
 from subfit.model.replacing import Replacement, Switch, switched_off
 from subfit.model.submodules import decoder_layers
 
@@ -57,7 +58,8 @@ class Distillation(LightningModule):
         super().__init__()
         self._settings = settings or FineTuning()
         self._further = {name: (find_loss(name), weight) for name, weight in self._settings.losses.items()}
-        self.master_weights = MasterWeights(module for switch in switches for module in switch.trainable())
+        trained = (module for switch in switches for module in switch.trainable())
+        self.master_weights = MasterWeights(trained, rounding_of(model))
         if not len(self.master_weights):
             raise SubFitError("no bypass has parameters of its own at its site: there is nothing to fine-tune")
         self._shared = (model, switches)  # in a tuple: not registered here

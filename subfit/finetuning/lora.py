@@ -65,5 +65,5 @@ class Adapters(Switch):
             weight, change = full_tensor(base.weight), adapted.get_delta_weight("default")
             wide = torch.promote_types(weight.dtype, torch.float32)
             bias = None if base.bias is None else full_tensor(base.bias)
-            self._new[path] = linear_like(base, weight.to(wide) + change.to(wide), bias)
+            self._new[path] = linear_like(self.model, base, weight.to(wide) + change.to(wide), bias)
         self.on()

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from subfit.model.dtypes import rounded
+
 
 class MasterWeights(nn.ParameterList):
     """Float32 master weights of some modules, which use them, rounded, during training.
@@ -14,10 +16,12 @@ class MasterWeights(nn.ParameterList):
 
     Args:
         modules: the modules; those that they have in common count once.
+        saved: the type that the model is saved in, if it computes in a wider one.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]):
+    def __init__(self, modules: Iterable[nn.Module], saved: torch.dtype | None = None):
         super().__init__()
+        self._saved = saved
         self._uses: list[list[tuple[nn.Module, str]]] = []
         self._own: list[nn.Parameter] = []
         found: dict[int, int] = {}
@@ -34,12 +38,12 @@ class MasterWeights(nn.ParameterList):
                     self._uses[found[id(parameter)]].append((module, name))
 
     def use(self) -> None:
-        """Gives the modules the weights as they are now, rounded to their data type; gradients flow back."""
+        """Gives the modules the weights as they are now, rounded to what they are saved in; gradients flow back."""
         for master, own, uses in zip(self, self._own, self._uses, strict=True):
-            rounded = master.to(own.dtype)
+            used = rounded(master, self._saved).to(own.dtype)
             for module, name in uses:
                 module._parameters.pop(name, None)
-                setattr(module, name, rounded)
+                setattr(module, name, used)
 
     def values(self) -> list[Tensor]:
         """Returns copies of the weights."""
@@ -48,7 +52,7 @@ class MasterWeights(nn.ParameterList):
     def restore(self, values: list[Tensor]) -> None:
         """Gives the modules their own parameters back, with these values."""
         for own, uses, value in zip(self._own, self._uses, values, strict=True):
-            own.data.copy_(value)
+            own.data.copy_(rounded(value, self._saved))
             for module, name in uses:
                 vars(module).pop(name, None)
                 module._parameters[name] = own

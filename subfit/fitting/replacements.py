@@ -13,6 +13,7 @@ from subfit.fitting.regression import explained_variance
 from subfit.fitting.statistics import has_default_features
 from subfit.fitting.substitutes import FoldedMap
 from subfit.model.activations import Branch
+from subfit.model.dtypes import placed
 from subfit.model.folding import folded, output_projection
 from subfit.model.modeling_subfit import Constant, Scale
 from subfit.model.replacing import BypassReplacement, FoldedReplacement
@@ -48,9 +49,9 @@ def fit_folded_map(
     _check_type(module, branch.site, substitute)
     path = output_projection(branch.model, source)
     linear = branch.model.get_submodule(path)
-    replacement = FoldedReplacement(branch.model, branch.site, path, folded(linear, module))
+    replacement = FoldedReplacement(branch.model, branch.site, path, folded(branch.model, linear, module))
     weight = next(linear.parameters())
-    module = module.to(weight.device, weight.dtype).requires_grad_(False)
+    module = placed(module, branch.model, weight)
     _check_values(module, branch.site, substitute)
     if isinstance(statistics, Moments):
         replacement.explained = _explained_variance(module, statistics)

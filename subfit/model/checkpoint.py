@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from subfit.errors import SubFitError
+from subfit.model.dtypes import as_saved, name_of, saved_dtype
 from subfit.model.processes import full_tensor, is_rank_zero, wait_for_all
 from subfit.model.verification import sample_logits, verify
 
@@ -30,7 +31,8 @@ def check_free(output: str) -> None:
 
 def check_space(output: str, model: Any) -> None:
     """Raises SubFitError if the disk has no room for the model's weights."""
-    needed = int(SLACK * sum(p.numel() * p.element_size() for p in model.parameters()))
+    share = saved_dtype(model).itemsize / model.dtype.itemsize
+    needed = int(SLACK * share * sum(p.numel() * p.element_size() for p in model.parameters()))
     parent = next(p for p in Path(output).absolute().parents if p.exists())
     free = shutil.disk_usage(parent).free
     if free < needed:
@@ -52,22 +54,30 @@ def save(
         SubFitError: if it cannot be written, or does not load as the same model; there is no folder then.
     """
     logits = sample_logits(model)
-    weights = {}
+    weights: dict[str, Any] = {}
     for name, value in model.state_dict().items():
         full = full_tensor(value)
         if is_rank_zero():
-            weights[name] = full if full is value else full.cpu()  # no device need hold them all
+            weights |= as_saved(model, {name: full if full is value else full.cpu()})  # no device need hold them all
     wait_for_all()  # a process that leaves while its last gathering is under way aborts
     if not is_rank_zero():
         return
     with new_folder(output) as folder:
         model.save_pretrained(folder, state_dict=dict(weights))  # which it empties
-        verify(folder, weights, logits, next(model.parameters()).device)
+        _write_dtype(folder / "config.json", model)
+        verify(folder, weights, logits, next(model.parameters()).device, model.dtype)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         draw(record, folder / "scores.png")
         (folder / "README.md").write_text(card(record, Path(output).absolute().name), encoding="utf-8")
         (folder / "compression.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_dtype(config: Path, model: Any) -> None:
+    """Makes a configuration say the type of the weights, where transformers has written that of the computations."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["dtype"] = name_of(saved_dtype(model))
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager

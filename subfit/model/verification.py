@@ -27,7 +27,7 @@ def sample_logits(model: Any) -> Tensor:
     return full_tensor(model(tokens, use_cache=False).logits)[0].cpu()
 
 
-def verify(folder: Path, weights: Mapping[str, Tensor], logits: Tensor, device: torch.device) -> None:
+def verify(folder: Path, weights: Mapping[str, Tensor], logits: Tensor, device: torch.device, dtype: torch.dtype) -> None:
     """Loads a checkpoint by its own `modeling_subfit.py` alone, and compares it with the model that was saved.
 
     The file is imported under a name of its own, as transformers does with remote code; it cannot import `subfit`, see
@@ -39,6 +39,7 @@ def verify(folder: Path, weights: Mapping[str, Tensor], logits: Tensor, device: 
             precision of their data type, relative to their norm.
         device: where the saved model is. What is loaded stays on the CPU, unless the logits differ there: another device may
             round an expert's choice the other way.
+        dtype: in which the saved model computes, and what is loaded, too.
 
     Raises:
         SubFitError: if the checkpoint cannot be loaded, or is another model.
@@ -48,7 +49,10 @@ def verify(folder: Path, weights: Mapping[str, Tensor], logits: Tensor, device: 
         module = import_file(folder / "modeling_subfit.py", name)
         config = module.SubFitConfig.from_pretrained(folder)
         found = module.SubFitForCausalLM.from_pretrained(folder, config=config, dtype="auto").eval()
-        loaded, distance = found.state_dict(), _distance(sample_logits(found), logits)
+        loaded = dict(found.state_dict())
+        if found.dtype != dtype:
+            found = found.to(dtype)
+        distance = _distance(sample_logits(found), logits)
         if not _is_rounding(distance, logits) and device.type != "cpu":
             distance = _distance(sample_logits(found.to(device)), logits)
     except Exception as error:

@@ -109,35 +109,6 @@ def test_sampled_texts_to_evaluate_on_are_never_those_of_a_calibration_nor_each_
     assert len({tuple(tokens[0].tolist()) for tokens in samples}) == 12  # torch draws the same for seeds equal in 32 bits
 
 
-def test_sampling_from_the_model_is_seeded_and_starts_at_the_begin_of_text():
-    data = Data(windows=3, length=12)
-    first, again, other = cut(data)[0], cut(data)[0], cut(data, seed=1)[0]
-    assert first.shape == (3, 12) and (first[:, 0] == 1).all()
-    assert torch.equal(first, again) and not torch.equal(first, other)
-
-
-def test_samples_follow_the_models_distribution():
-    model, tokenizer = tiny_model(), tiny_tokenizer()
-    tokens, _ = read_tokens(Data(windows=3000, length=2), model, tokenizer, 0)
-    with torch.no_grad():
-        expected = model(torch.tensor([[1]])).logits[0, 0].softmax(-1)
-    counts = torch.bincount(tokens[:, 1], minlength=len(expected)) / len(tokens)
-    assert (counts - expected).abs().max() < 0.03
-    assert torch.equal(counts.topk(1).indices, expected.topk(1).indices)
-
-
-def test_cached_sampling_equals_sampling_without_a_cache():
-    model = tiny_model()
-    tokens, _ = read_tokens(Data(windows=2, length=6), model, tiny_tokenizer(), 0)
-    generator = torch.Generator().manual_seed(0)
-    expected = torch.full((2, 1), 1)
-    for _ in range(5):
-        with torch.no_grad():
-            step = model(expected, use_cache=False).logits[:, -1].softmax(-1)
-        expected = torch.cat([expected, torch.multinomial(step, 1, generator=generator)], 1)
-    assert torch.equal(tokens, expected)
-
-
 def test_sources_are_mixed_in_equal_shares(files):
     mixed = Data(source="text+self", path=str(files / "a.txt"), windows=5, length=16)
     tokens, rest = cut(mixed, held_out=2)

@@ -1,0 +1,122 @@
+"""Models in `.gguf` files, de-quantised once and kept as checkpoints, which load in a tenth of the time.
+
+They are in `$XDG_CACHE_HOME/subfit/gguf` (`~/.cache/subfit/gguf`), under a digest of the file, of the data type that was
+asked for and of the versions that convert it. They can be removed at any time.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from subfit.errors import SubFitError
+from subfit.model.checkpoint import check_space, new_folder
+from subfit.model.dtypes import name_of
+
+FORMAT = 1  # of an entry
+DIGESTS = "digests.json"  # of the files of an entry
+
+Loaded = tuple[Any, Any]  # a model and its tokenizer
+
+
+def load_gguf(file: Path, dtype: Any) -> Loaded:
+    """Returns the model in a `.gguf` file, on the CPU, and its tokenizer; from the cache if it is there.
+
+    Args:
+        dtype: a torch dtype, or `auto`: that of the file, bfloat16 if it is quantised.
+    """
+    name = dtype if dtype == "auto" else name_of(dtype)
+    with file.open("rb") as content:
+        parts = [hashlib.file_digest(content, "sha256").hexdigest(), name, str(FORMAT)]
+    parts += [version(package) for package in ("transformers", "tokenizers", "gguf", "torch")]
+    entry = cache_folder() / "gguf" / f"{file.stem}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:24]}"
+    with _locked(entry) as usable:
+        if not usable:
+            return _convert(file, dtype)
+        if not _is_complete(entry):
+            shutil.rmtree(entry, ignore_errors=True)
+            print(f"subfit: {file.name} is de-quantised once, and kept in {entry}", file=sys.stderr)
+            converted = _convert(file, dtype)
+            if not _kept(converted, entry):
+                return converted
+    return AutoModelForCausalLM.from_pretrained(entry, dtype="auto"), AutoTokenizer.from_pretrained(entry)
+
+
+def cache_folder() -> Path:
+    """Returns the folder of what is kept between runs, and can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "subfit"
+
+
+def _convert(file: Path, dtype: Any) -> Loaded:
+    """Reads a `.gguf` file, which takes seconds for each hundred million weights."""
+    wanted = _own_dtype(file) if dtype == "auto" else dtype
+    options = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True), "dtype": wanted}
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, **options)
+    return model, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+
+
+def _own_dtype(file: Path) -> torch.dtype:
+    """The type of the matrices in a file; bfloat16 if they are quantised, or of several types."""
+    from gguf import GGMLQuantizationType, GGUFReader
+
+    plain = {GGMLQuantizationType.F32: torch.float32, GGMLQuantizationType.F16: torch.float16}
+    types = {tensor.tensor_type for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1}
+    return plain.get(types.pop(), torch.bfloat16) if len(types) == 1 else torch.bfloat16
+
+
+@contextmanager
+def _locked(entry: Path) -> Iterator[bool]:
+    """Within the context, no other process makes the entry; whether it can be made at all."""
+    lock = FileLock(f"{entry}.lock")
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _is_complete(entry: Path) -> bool:
+    """Whether all files of an entry are what was written."""
+    try:
+        digests = json.loads((entry / DIGESTS).read_text(encoding="utf-8"))
+        return bool(digests) and digests == _digests(entry)
+    except (OSError, ValueError):
+        return False
+
+
+def _digests(entry: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(entry.iterdir()):
+        if path.name != DIGESTS:
+            with path.open("rb") as content:
+                found[path.name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found
+
+
+def _kept(converted: Loaded, entry: Path) -> bool:
+    """Writes an entry, and returns whether that was possible: a full disk, say, is no error."""
+    try:
+        check_space(str(entry), converted[0])
+        with new_folder(str(entry)) as folder:
+            for part in converted:
+                part.save_pretrained(folder)
+            (folder / DIGESTS).write_text(json.dumps(_digests(folder)), encoding="utf-8")
+    except SubFitError as error:
+        print(f"subfit: it is not kept: {error}", file=sys.stderr)
+        return False
+    return True
