@@ -54,8 +54,8 @@ def _load(name: str, dtype: str, device: str, trust_remote_code: bool) -> tuple[
         if is_compressed(name) and not trust_remote_code:
             config = SubFitConfig.from_pretrained(name)
             model = SubFitForCausalLM.from_pretrained(name, config=config, dtype=wanted)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, trust_remote_code=trust_remote_code)
+            return model.to(target).eval(), AutoTokenizer.from_pretrained(name, config=config)  # else it warns of the type
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, trust_remote_code=trust_remote_code)
         return model.to(target).eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
