@@ -65,6 +65,8 @@ class Stage:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        if self not in _stages:  # one around it has ended before
+            return
         del _stages[_stages.index(self) :]
         if _stages and self.note:
             _stages[-1].note = self.note

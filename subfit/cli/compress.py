@@ -39,7 +39,7 @@ General:
 """
 EXAMPLES = (
     "subfit compress --output compressed",
-    "subfit compress --config best --model smollm2-135m --calibration.path valid.txt --output compressed",
+    "subfit compress --config best --model smollm2-135m --calibration.path valid.txt --output best",
     "subfit compress --sparsity 0.125 --scorer kl --scorer.windows 4 --ffn_bypass linear",
     "subfit compress --config best --print_config",
 )

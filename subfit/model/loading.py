@@ -67,8 +67,8 @@ def _read(name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
     if is_compressed(name) and not trust_remote_code:
         config = SubFitConfig.from_pretrained(name)
         model = SubFitForCausalLM.from_pretrained(name, config=config, dtype=dtype)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
+        return model, AutoTokenizer.from_pretrained(name, config=config)  # else it warns of the type
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
     return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 

@@ -316,7 +316,8 @@ def test_from_the_command_line(subfit, model_folder, text_file, tmp_path):
     done = subfit(*trained.split(), "--output", "whole", "--logger", "csv", "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    assert record["configuration"]["finetune"]["trainer"]["max_steps"] == 4 and "finetune" in done.stderr
+    assert record["configuration"]["finetune"]["trainer"]["max_steps"] == 4
+    assert "fine-tuning: " in done.stderr and ", loss " in done.stderr
     assert [point["step"] for point in record["finetune"]["curve"]] == [0, 2, 4] and record["seconds"]["finetune"] > 0
     assert len((tmp_path / "whole.run" / "sites.csv").read_text().splitlines()) == 1 + 8
     assert "training/loss" in (tmp_path / "whole.run" / "metrics.csv").read_text()

@@ -213,7 +213,7 @@ def test_greedy_without_bypasses_equals_a_naive_search(unit, measure, calibratio
     trials = Trials(calibration, registry.make("bypasses", "identity"), 4, 16)
 
     def cost(chosen):
-        return trials.costs((), [chosen], measure, show=False)[0]
+        return trials.costs((), [chosen], measure)[0]
 
     groups = (
         [tuple(s for s in scores if s.layer == layer) for layer in range(4)]
