@@ -97,15 +97,16 @@ def plain_logarithms(panel: Any, which: str, limits: tuple[float, float]) -> Non
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Plain numbers between two limits, some five to ten."""
+    """Plain numbers between two limits, some three to ten."""
     decades = np.log10(high / low)
-    if decades < 0.45:
-        return list(MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(low, high))
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     wide = (1, 2, 3, 5) if decades < 2 else (1, 3) if decades < 3 else (1,)
     near_one = (1, 1.2, 1.5, 2, 3, 5) if decades < 1.2 else (1, 1.5, 2, 3, 5)
     steps = {power: near_one if power == 0 and decades < 1.8 else wide for power in powers}
-    return [step * 10.0**power for power in powers for step in steps[power]]
+    found = [step * 10.0**power for power in powers for step in steps[power] if low <= step * 10.0**power <= high]
+    if decades < 0.45 or len(found) < 3:
+        return [value for value in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= value <= high]
+    return found
 
 
 def plain_ticks(panel: Any, values: Sequence[float]) -> None:
@@ -130,7 +131,7 @@ def draw_lines(lines: Sequence[Line], title: str, across: str, up: str) -> tuple
     labels = [wrapped(line.name + (f" ↑ {line.y[-1]:,.0f}" if line.y[-1] > top else "")) for line in lines]
     figure = Figure(figsize=(WIDTH, 4.6))
     right = 1 - (0.35 + CHARACTER * max(len(part) for text in labels for part in text.split("\n"))) / WIDTH
-    figure.subplots_adjust(left=0.11, right=right, top=0.91, bottom=0.13)
+    figure.subplots_adjust(left=0.125, right=right, top=0.91, bottom=0.13)
     panel = figure.subplots()
     colours = colours_of([line.name for line in lines])
     for line in sorted(lines, key=lambda line: is_ours(line.name)):  # ours on top
