@@ -105,7 +105,7 @@ def _ticks(low: float, high: float) -> list[float]:
     steps = {power: near_one if power == 0 and decades < 1.8 else wide for power in powers}
     found = [step * 10.0**power for power in powers for step in steps[power] if low <= step * 10.0**power <= high]
     if decades < 0.45 or len(found) < 3:
-        return [value for value in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= value <= high]
+        return [value for value in MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= value <= high]
     return found
 
 
