@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from subfit.ablation.measures import Row, cache_left, grouped, is_numeric, net_parameters, varying
-from subfit.tracking.drawing import STYLE, Line, draw_lines, is_ours, plain_ticks
+from subfit.tracking.drawing import STYLE, is_ours, plain_ticks
+from subfit.tracking.lines import Line, draw_lines
 
 LINES = 7  # in one picture; the rest is in the table
 
@@ -81,4 +82,4 @@ def _lines(rows: list[Row], axes: Sequence[str], text: str, across: Callable[[Ro
 def _title(text: str, rows: list[Row], axes: Sequence[str]) -> str:
     joined = line_axis(rows, axes)
     groups = len(grouped(rows, [axis for axis in varying(rows, axes) if axis != joined]))
-    return text if groups <= LINES else f"{text}: the best {LINES} of {groups}"
+    return text if groups <= LINES else f"{text}: {LINES} of {groups}"

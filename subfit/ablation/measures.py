@@ -1,6 +1,7 @@
 """What reports take from the rows of an ablation."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,11 @@ def first_text(row: Row) -> dict[str, Any]:
 def ratio(row: Row) -> float:
     """Returns a row's perplexity ratio on the first text that it was evaluated on."""
     return first_text(row)["perplexity_ratio"]
+
+
+def is_finite(row: Row) -> bool:
+    """Returns whether a row's perplexity ratios can be drawn and compared: those of a lost model may be infinite."""
+    return all(math.isfinite(text["perplexity_ratio"]) for text in row["texts"].values())
 
 
 def net_parameters(row: Row) -> int:

@@ -11,15 +11,16 @@ from matplotlib.figure import Figure
 from subfit.ablation.depth import draw_score_ranks, draw_selections
 from subfit.ablation.effects import draw_accuracy, draw_effects, names_of_axes
 from subfit.ablation.figures import draw_cache, draw_curves, draw_tradeoff, draw_trend, line_axis
-from subfit.ablation.measures import Row, cache_left, grouped, label, net_parameters, pareto_front, ratio, varying
+from subfit.ablation.measures import Row, cache_left, grouped, is_finite, label, net_parameters, pareto_front, ratio, varying
 from subfit.ablation.rows import read_rows, write_text
 from subfit.ablation.table import Column, columns_of, markdown
 from subfit.errors import SubFitError
 from subfit.tracking.drawing import DPI
 
+MOST = "Of more than seven methods, those that lose the least are shown, and SubFit's own."
 CAPTIONS = {
-    "tradeoff": "A line joins the cells of one method; bands are 95 % intervals. Further down and to the right is better.",
-    "cache": "A line joins the cells of one method; bands are 95 % intervals. Further down and to the right is better.",
+    "tradeoff": f"A line joins the cells of one method; bands are 95 % intervals. {MOST}",
+    "cache": f"A line joins the cells of one method; bands are 95 % intervals. {MOST}",
     "trend": "A line joins the cells that differ in this option only; bands are 95 % intervals.",
     "effects": "A large dot is one cell, with its 95 % interval; or the geometric mean of several cells, the small dots.",
     "accuracy": "A large dot is one cell, with its 95 % interval; or the mean of several cells, the small dots.",
@@ -47,7 +48,8 @@ def report(folders: list[str], output: str) -> Path:
     if not done:
         raise SubFitError(f"{', '.join(folders)}: there is no finished cell with an evaluation to report")
     axes = varying(done, list(dict.fromkeys(key for row in done for key in row["values"])))
-    figures = _figures(done, axes)
+    finite = [row for row in done if is_finite(row)]
+    figures = _figures(finite, axes) if finite else {}
     columns = columns_of(done, axes)
     failed = [row for row in rows if row["status"] == "failed"]
     pictures = _save(figures, Path(output))
@@ -97,7 +99,8 @@ def _line_figures(rows: list[Row], axes: list[str], text: str) -> dict[str, Figu
 
 def _page(title: str, done: list[Row], failed: list[Row], pictures: dict[str, str], columns: list[Column]) -> str:
     """The page as HTML."""
-    front = [done[index] for index in pareto_front([(net_parameters(row), ratio(row)) for row in done])]
+    finite = [row for row in done if is_finite(row)]
+    front = [finite[index] for index in pareto_front([(net_parameters(row), ratio(row)) for row in finite])]
     template = Environment(loader=PackageLoader("subfit.ablation", "."), autoescape=True, undefined=StrictUndefined)
     return template.get_template("report.html.jinja").render(
         title=title,

@@ -80,7 +80,7 @@ def _ratio(text: str, row: Row) -> Field:
     if not interval:
         return value, f"{value:.2f}" if value < 100 else f"{value:,.0f}" if value < 1e6 else f"{value:.1e}"
     half = (interval[1] - interval[0]) / 2
-    digits = min(max(1 - math.floor(math.log10(half)), 0), 2) if half > 0 else 2
+    digits = min(max(1 - math.floor(math.log10(half)), 0), 2) if 0 < half < math.inf else 2
     return value, f"{value:,.{digits}f} [{interval[0]:,.{digits}f}, {interval[1]:,.{digits}f}]"
 
 

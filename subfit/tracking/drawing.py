@@ -1,13 +1,11 @@
-"""What all pictures share: sizes and colours, plain numbers on logarithmic axes, and lines with labels at their ends."""
+"""What all pictures share: sizes, colours, names, and plain numbers on logarithmic axes."""
 
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 WIDTH = 7.5  # inches: shown 600 pixels wide, a font of 11 points is 12 pixels high
@@ -20,32 +18,12 @@ STYLE: Any = {  # of matplotlib, while a picture is drawn
     "axes.titlelocation": "left",
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
-    "svg.hashsalt": "subfit",  # the same picture is the same file
 }
 OURS = {"subfit": "#1d4ed8", "best": "#c2410c"}
 MUTED = ("#7b8494", "#a08552", "#6f9a79", "#9279ab", "#5d9aa3", "#b07a80", "#4b5563")
 GREY = MUTED[0]
 DARK = "#374151"
 LABEL = 10  # points
-CHARACTER = 0.62 * LABEL / 72  # inches: the mean width of one
-STEEP = 12  # times the lowest value: where a line that goes higher leaves the picture
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a picture.
-
-    Attributes:
-        name: its label.
-        x, y: its points, from left to right.
-        low, high: interval of each point; none if empty.
-    """
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
 
 
 def is_ours(name: str) -> bool:
@@ -78,9 +56,9 @@ def _own_colour(name: str) -> str | None:
 
 
 def wrapped(name: str, width: int = 22) -> str:
-    """Returns a label in lines of at most `width` characters, as far as it has places to break."""
+    """Returns a label in lines of at most `width` characters, broken after brackets, commas and spaces where it has any."""
     lines = [""]
-    for part in re.findall(r"[^(, ]*[(, ]*", name):
+    for part in re.findall(rf"[^(, ]{{1,{width - 1}}}[(, ]*|[(, ]+", name):
         if lines[-1] and len(lines[-1] + part.rstrip()) > width:
             lines.append("")
         lines[-1] += part
@@ -97,15 +75,16 @@ def plain_logarithms(panel: Any, which: str, limits: tuple[float, float]) -> Non
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Plain numbers between two limits, some five to ten."""
+    """Plain numbers between two limits, some three to ten."""
     decades = np.log10(high / low)
-    if decades < 0.45:
-        return list(MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(low, high))
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     wide = (1, 2, 3, 5) if decades < 2 else (1, 3) if decades < 3 else (1,)
     near_one = (1, 1.2, 1.5, 2, 3, 5) if decades < 1.2 else (1, 1.5, 2, 3, 5)
     steps = {power: near_one if power == 0 and decades < 1.8 else wide for power in powers}
-    return [step * 10.0**power for power in powers for step in steps[power]]
+    found = [step * 10.0**power for power in powers for step in steps[power] if low <= step * 10.0**power <= high]
+    if decades < 0.45 or len(found) < 3:
+        return [value for value in MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= value <= high]
+    return found
 
 
 def plain_ticks(panel: Any, values: Sequence[float]) -> None:
@@ -124,54 +103,6 @@ def margins(values: Sequence[float], share: float = 0.06) -> tuple[float, float]
     return float(np.exp(low - room)), float(np.exp(high + room))
 
 
-def draw_lines(lines: Sequence[Line], title: str, across: str, up: str) -> tuple[Figure, Any]:
-    """Returns a figure of lines on a logarithmic ordinate, with their labels at their ends, and its panel."""
-    top = min(max(max(line.y) for line in lines), STEEP * min(min(line.y) for line in lines))
-    labels = [wrapped(line.name + (f" ↑ {line.y[-1]:,.0f}" if line.y[-1] > top else "")) for line in lines]
-    figure = Figure(figsize=(WIDTH, 4.6))
-    right = 1 - (0.35 + CHARACTER * max(len(part) for text in labels for part in text.split("\n"))) / WIDTH
-    figure.subplots_adjust(left=0.11, right=right, top=0.91, bottom=0.13)
-    panel = figure.subplots()
-    colours = colours_of([line.name for line in lines])
-    for line in sorted(lines, key=lambda line: is_ours(line.name)):  # ours on top
-        ours, colour = is_ours(line.name), colours[line.name]
-        panel.plot(line.x, line.y, "o-", color=colour, linewidth=2.6 if ours else 1.5, markersize=6 if ours else 4.5)
-        if ours and line.low:
-            panel.fill_between(line.x, line.low, line.high, color=colour, alpha=0.13, linewidth=0)
-    bands = [value for line in lines if is_ours(line.name) for value in (*line.low, *line.high)]
-    plain_logarithms(panel, "y", margins([min(value, top) for line in lines for value in line.y] + bands))
-    panel.set_title(title, x=0)
-    panel.set_xlabel(across)
-    panel.set_ylabel(up)
-    panel.grid(axis="y", color="0.92")
-    panel.set_axisbelow(True)
-    panel.set_xlim(panel.get_xlim())
-    _label_ends(panel, lines, labels, top)
-    return figure, panel
-
-
-def _label_ends(panel: Any, lines: Sequence[Line], labels: list[str], top: float) -> None:
-    """Writes each label beside the last point of its line, moved up or down so that none overlaps another."""
-    colours = colours_of([line.name for line in lines])
-    points = [(line.x[-1], min(line.y[-1], top)) for line in lines]
-    ends = [panel.transAxes.inverted().transform(panel.transData.transform(point))[1] for point in points]
-    sizes = [1.25 * (text.count("\n") + 1) * LABEL * panel.figure.dpi / 72 / panel.bbox.height for text in labels]
-    leader = {"arrowstyle": "-", "linewidth": 0.7, "alpha": 0.6, "shrinkB": 3}
-    for line, text, point, place in zip(lines, labels, points, spread(ends, sizes), strict=True):
-        panel.annotate(
-            text,
-            point,
-            (1.045, place),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=LABEL,
-            fontweight="bold" if is_ours(line.name) else "normal",
-            color=colours[line.name],
-            arrowprops=None if line.y[-1] > top else leader | {"color": colours[line.name]},
-            annotation_clip=False,
-        )
-
-
 def name_rows(panel: Any, names: Sequence[str]) -> None:
     """Makes the ordinate one of names, the first one on top."""
     panel.set_yticks(range(len(names)), [wrapped(name, 34) for name in names], fontsize=LABEL)
@@ -187,19 +118,3 @@ def name_rows(panel: Any, names: Sequence[str]) -> None:
 def rows_height(names: Sequence[str]) -> float:
     """Returns the height of a panel with these names one below the other, in inches."""
     return 0.55 + sum(0.09 + 0.19 * (1 + wrapped(name, 34).count("\n")) for name in names)
-
-
-def spread(places: Sequence[float], sizes: Sequence[float]) -> list[float]:
-    """Returns places near the given ones, in their order, at which labels of these sizes do not overlap; within [0, 1] if
-    they fit there."""
-    order = sorted(range(len(places)), key=lambda index: places[index])
-    moved = list(places)
-    edge = 0.0
-    for index in order:
-        moved[index] = max(moved[index], edge + sizes[index] / 2)
-        edge = moved[index] + sizes[index] / 2
-    edge = max(1.0, sum(sizes))
-    for index in reversed(order):
-        moved[index] = min(moved[index], edge - sizes[index] / 2)
-        edge = moved[index] - sizes[index] / 2
-    return moved

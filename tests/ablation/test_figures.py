@@ -47,7 +47,7 @@ def test_of_many_methods_the_best_are_drawn_and_ours_always():
     figure = draw_tradeoff(rows, ["preset", "sparsity"], "evaluation")
     labels = [text.get_text().split(" ")[0] for text in figure.axes[0].texts]
     assert sorted(labels) == ["0", "1", "2", "3", "4", "5", "subfit"] and len(labels) == LINES
-    assert figure.axes[0].get_title(loc="left").endswith("the best 7 of 10")
+    assert figure.axes[0].get_title(loc="left").endswith(": 7 of 10")
 
 
 def test_effects_are_sorted_and_tell_texts_or_a_second_axis_apart():

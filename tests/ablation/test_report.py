@@ -72,6 +72,17 @@ def test_many_folders_are_told_apart_and_one_cell_is_enough(tmp_path):
     assert report([one], one).exists()
 
 
+@pytest.mark.parametrize("lost", [float("inf"), float("nan")])
+def test_a_lost_model_is_in_the_table_but_not_in_the_pictures(tmp_path, lost):
+    interval = {"perplexity_ratio_interval": [2.0, lost]}
+    rows = [row(0, scorer="a", ratio=lost), row(1, scorer="b"), row(2, scorer="c", ratio=3.0)]
+    rows[0]["texts"]["evaluation"] |= interval
+    page = report([write(tmp_path / "runs", rows)], str(tmp_path / "page"))
+    assert f"| a | {lost} [" in page.with_name("table.md").read_text().replace(f"{lost:.2f}", str(lost))
+    assert page.read_text().count('<tr class="front">') == 1 and page.with_name("effects.png").exists()
+    assert report([write(tmp_path / "all", rows[:1])], str(tmp_path / "none")).exists()
+
+
 def test_nothing_to_report_is_one_line(tmp_path):
     with pytest.raises(SubFitError, match="no finished cell"):
         report([str(tmp_path)], str(tmp_path / "page"))

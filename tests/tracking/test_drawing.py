@@ -1,27 +1,9 @@
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from subfit.tracking.drawing import OURS, Line, colours_of, draw_lines, plain_logarithms, spread, wrapped
-
-SHARES = st.floats(0, 1)
-
-
-@given(st.lists(SHARES, min_size=1, max_size=7), st.lists(st.floats(0.01, 0.3), min_size=7, max_size=7))
-def test_spread_labels_keep_their_order_and_do_not_overlap(places, sizes):
-    sizes = sizes[: len(places)]
-    moved = spread(places, sizes)
-    order = sorted(range(len(places)), key=lambda index: places[index])
-    for lower, upper in zip(order, order[1:], strict=False):
-        assert moved[upper] - moved[lower] >= (sizes[upper] + sizes[lower]) / 2 - 1e-9
-    if sum(sizes) <= 1:
-        assert all(size / 2 - 1e-9 <= place <= 1 - size / 2 + 1e-9 for place, size in zip(moved, sizes, strict=True))
-
-
-def test_labels_that_do_not_overlap_stay():
-    assert spread([0.9, 0.1, 0.5], [0.1, 0.1, 0.1]) == pytest.approx([0.9, 0.1, 0.5])
+from subfit.tracking.drawing import OURS, colours_of, plain_logarithms, wrapped
 
 
 @given(st.floats(0.02, 50), st.floats(1.3, 900))
@@ -35,32 +17,6 @@ def test_a_logarithmic_axis_has_plain_labels(low, factor):
     assert not panel.yaxis.get_minorticklocs().size
 
 
-def test_labels_at_the_ends_of_lines_do_not_overlap_and_are_within_the_picture():
-    names = [
-        "best, equal net parameters",
-        "subfit",
-        "llm_streamline",
-        "kl(bypass=low_rank(ridge=0.05))",
-        "nbl",
-        "sleb",
-        "puzzle",
-    ]
-    lines = [Line(name, [1, 2, 3 + place % 2], [1.1, 1.4, 2 + place / 100]) for place, name in enumerate(names)]
-    figure, panel = draw_lines(lines, "title", "across", "up")
-    figure.canvas.draw()
-    for text in panel.texts:
-        text.arrowprops = text.arrow_patch = None  # the line to it
-    boxes = [text.get_window_extent() for text in panel.texts]
-    assert len(boxes) == len(names) and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    whole = figure.bbox
-    assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1 for box in boxes)
-
-
-def test_a_line_that_is_lost_leaves_the_picture_and_says_where_it_ends():
-    figure, panel = draw_lines([Line("a", [1, 2], [1.2, 1.5]), Line("b", [1, 2], [1.3, 700.0])], "", "", "")
-    assert panel.get_ylim()[1] < 30 and [text.get_text() for text in panel.texts] == ["a", "b ↑ 700"]
-
-
 def test_ours_have_their_own_colours_and_others_are_told_apart():
     colours = colours_of(["best", "best, equal net parameters", "subfit(quantile=0.9)", "subfitted", *map(str, range(6))])
     assert colours["best"] == colours["best, equal net parameters"] == OURS["best"]
@@ -68,9 +24,7 @@ def test_ours_have_their_own_colours_and_others_are_told_apart():
     assert len(set(colours.values())) == 2 + 7
 
 
-@given(st.text("ab(, =", max_size=60))
-def test_wrapping_keeps_the_text(name):
+@given(st.text("ab(, =", max_size=80))
+def test_wrapping_keeps_the_text_and_the_width(name):
     assert wrapped(name).replace("\n", "").replace(" ", "") == name.replace(" ", "")
-    assert np.all(
-        [len(line) <= 22 or not {"(", ",", " "} & set(line[:-1].rstrip("(, ")) for line in wrapped(name).split("\n")]
-    )
+    assert all(len(line.rstrip("(, ")) <= 22 for line in wrapped(name).split("\n"))
