@@ -166,4 +166,8 @@ def sweep(block: Block) -> None:
     subfit(shlex.join("args.json" if part == "${args_json_file}" else part for part in content["command"]))
 
 
-PARSED: dict[str, Callable[[Block], object]] = {"toml": lambda block: tomllib.loads(block.text), "yaml": sweep}
+PARSED: dict[str, Callable[[Block], object]] = {
+    "text": lambda block: None,  # output: test_output.py
+    "toml": lambda block: tomllib.loads(block.text),
+    "yaml": sweep,
+}
