@@ -36,7 +36,7 @@ def test_it_runs_from_top_to_bottom(notebook, model_folder, tmp_path):
     parameters.source = SMALL.format(model=model_folder)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()  # raises on any error
     shown = outputs(notebook)
-    assert "tokens are equal" in shown and "SubFitForCausalLM writes:" in shown and "image/png" in shown
+    assert "tokens are equal" in shown and "SubFitLlamaForCausalLM writes:" in shown and "image/png" in shown
     assert "largest_addition" in shown and "ratio, manual" in shown
     assert (tmp_path / "tour/runs/rows.jsonl").read_text().count('"status": "done"') == 4
 
