@@ -1,6 +1,9 @@
 """One configuration, however it is given: what is said where, in which order, and what is written down of it."""
 
+import inspect
 import json
+import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,7 +12,9 @@ import yaml
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 
+from subfit import registry
 from subfit.calibration.settings import Data
+from subfit.cli.main import main
 from subfit.config import OPTIONS, configuration, resolve
 from subfit.errors import SubFitError
 from subfit.options.sources import Text, presets
@@ -230,6 +235,65 @@ def test_an_object_that_cannot_be_written_down_is_asked_for_again():
 def test_seeds_are_apart_from_those_of_evaluations(seed):
     with pytest.raises(SubFitError, match=f"seed is {seed}; it must be from 0 to 2147483647"):
         resolve({"seed": seed})
+
+
+NONSENSE = [  # options, and what is wrong with them
+    ({"sparsity": -0.1}, "sparsity is -0.1; it must be at least 0 and less than 1"),
+    ({"sparsity": float("nan")}, "sparsity is nan; it must be a number"),
+    ({"correction": float("inf")}, "correction is inf; it must be a number"),
+    ({"target": "brnch"}, "target is 'brnch'; it must be branch or dense or corrected"),
+    ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+    ({"seed": 1 << 31}, "seed is 2147483648; it must be from 0 to 2147483647"),
+    ({"scorer": "random", "scorer.seed": 0.5}, "scorer.seed is 0.5; it must be a whole number or null"),
+    ({"scorer": "subfit", "scorer.quantile": 1.5}, "quantile is 1.5; it must be above 0 and at most 1"),
+    ({"scorer": "kl", "scorer.windows": -1}, "windows is -1 and length is 256; they must be at least 1 and 2"),
+    ({"selector": "greedy", "selector.length": 1}, "windows is 8 and length is 1; they must be at least 1 and 2"),
+    ({"ffn_bypass": "linear", "ffn_bypass.ridge": -1.0}, "ridge is -1.0; it must not be negative"),
+    ({"ffn_bypass": "linear", "ffn_bypass.ridge": float("nan")}, "ffn_bypass.ridge is nan; it must be a number"),
+    ({"calibration.windows": -3}, "-3 windows of 512 tokens: at least 1 window of 2 tokens is needed"),
+    ({"evaluation.windows": -1}, "-1 windows of 512 tokens: at least 0 window of 2 tokens is needed"),
+    ({"calibration.source": "self+self"}, "data source 'self+self' names self twice"),
+    ({"calibration.sampling": "last"}, "calibration.sampling is 'last'; it must be first or random"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), NONSENSE, ids=lambda value: "" if isinstance(value, str) else "-".join(value))
+def test_values_that_make_no_sense_are_refused_in_python_in_a_file_and_on_the_command_line(given, message, tmp_path, capsys):
+    with pytest.raises(SubFitError) as caught:
+        resolve(given)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(given))
+    typed_in = [part for name, value in given.items() for part in (f"--{name}", yaml.safe_dump(value).split("\n")[0])]
+    for arguments in (["--config", str(tmp_path / "bad.yaml")], typed_in):
+        assert main(["compress", *arguments, "--print_config"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in re.sub(r"'(1.5|0.5|\.nan|\.inf)'", lambda found: found[1].lstrip("."), line)  # a text is quoted
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Data(windows=1.5), "windows is 1.5; it must be a whole number"),
+        (lambda: Data(length="512"), "length is '512'; it must be a whole number"),
+        (lambda: Data(path=[1]), r"path is \[1\]; it must be a path, or a list of paths"),
+        (lambda: Data(source="text+text", path="a.txt"), "'text.text' names text twice"),
+        (lambda: replace(resolve().recipe, target="brnch"), "target is 'brnch'; it must be branch or dense or corrected"),
+        (lambda: replace(resolve().recipe, correction=float("nan")), "correction is nan; it must be a number"),
+        (lambda: replace(resolve(), seed=1.5), "seed is 1.5; it must be a whole number"),
+    ],
+)
+def test_what_is_made_in_python_is_checked_as_well(make, message):
+    with pytest.raises(SubFitError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", registry.names("bypasses"))
+@pytest.mark.parametrize("ridge", [-1e-4, float("nan")])
+def test_every_bypass_refuses_a_ridge_that_is_none_when_it_is_made(name, ridge):
+    found = registry.find("bypasses", name)
+    if "ridge" in inspect.signature(found).parameters:
+        with pytest.raises(SubFitError, match=f"ridge is {ridge}; it must not be negative"):
+            found(ridge=ridge)
 
 
 def test_options_are_named_by_strings():

@@ -65,7 +65,8 @@ def read_mapping(path: str) -> dict[str, Any]:
         SubFitError: if it cannot be read, or is no mapping.
     """
     try:
-        content = parse(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content = parse(text.replace("\t", " ") if path.endswith(".json") else text)  # YAML does not indent by tabs
     except FileNotFoundError:
         raise SubFitError(f"the configuration {missing(path)}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

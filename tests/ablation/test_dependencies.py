@@ -9,10 +9,11 @@ import yaml
 from conftest import tiny_model, tiny_tokens
 
 from subfit import registry
-from subfit.ablation.dependencies import calibration_digest, scores_name
+from subfit.ablation.dependencies import calibration_digest, dependencies, scores_name
 from subfit.ablation.plugin_files import files_of
 from subfit.ablation.report import report
 from subfit.ablation.runner import ablate
+from subfit.config import resolve
 from subfit.tracking.provenance import code_commit
 
 SCORER = """
@@ -164,3 +165,13 @@ def test_the_files_of_a_strategy(plugin, tmp_path):
     made = registry.make("scorers", {"class_path": str(plugin[0]), "init_args": {"inner": inner}})
     assert {path.name for path in files_of(made)} == {"drawn.py", plugin[1].name, "file.py", "scores.json"}
     assert {path.name for path in files_of(registry.make("bypasses", "shared_low_rank"))} >= {"shared_low_rank.py"}
+
+
+def test_a_row_depends_on_the_files_that_globs_and_folders_stand_for(tmp_path):
+    for path in (str(tmp_path), f"{tmp_path}/*.txt"):
+        found = []
+        for name in ("a.txt", "b.txt", "c.csv"):
+            (tmp_path / name).write_text(name)
+            found.append(dependencies(resolve({"model": None, "calibration": {"path": path}}), [], [])["data"])
+        assert found[0] != found[1] == found[2]
+        (tmp_path / "b.txt").unlink()

@@ -66,6 +66,11 @@ def test_aliases_may_be_used_as_in_the_presets():
     assert resolve({**yaml.safe_load("attention_bypass: &a {class_path: linear}\nffn_bypass: *a")})
 
 
+def test_json_may_be_indented_by_tabs(tmp_path):
+    (tmp_path / "a.json").write_text('{\n\t"sparsity": 0.5,\n\t"model": "a\\tb"\n}')
+    assert read_mapping(str(tmp_path / "a.json")) == {"sparsity": 0.5, "model": "a\tb"}
+
+
 def test_a_missing_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SubFitError, match="the configuration gone.yaml does not exist .paths are relative to the folder"):
