@@ -157,9 +157,10 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
         checkpoint.check_space(options.output, model)
     loaded_at = time.perf_counter()
     tokens, held_out = tokens_of(options, model, tokenizer)
+    described = describe_data(options, tokens, held_out)  # now, as files may be gone after the fit
     warn_of_shared_windows(held_out, tokens, "evaluation")
     for path in options.configurations:
-        warn_of_other_tokens(path, written, describe_tokens(tokens)["sha256"])
+        warn_of_other_tokens(path, written, described["calibration_tokens"]["sha256"])
     read_at = time.perf_counter()
     compression = compress_model(
         model, tokens, options.recipe, evaluation=held_out, batch_size=options.batch_size, seed=options.seed, log=log
@@ -169,7 +170,7 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
     record = compression.record
     record["seconds"] = {name: round(value, 3) for name, value in stages.items()} | record["seconds"]
     about = {"dtypes": describe_dtypes(model), "configuration": written}
-    record.update(**provenance(), **about, **describe_data(options, tokens, held_out))
+    record.update(**provenance(), **about, **described)
     if options.output is not None:
         with Stage(f"writing {options.output}"):
             checkpoint.save(compression.model, tokenizer, record, options.output, draw_scores)

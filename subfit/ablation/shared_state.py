@@ -76,6 +76,9 @@ class SharedState:
         tokens, held_out = self._read(options)
         calibration = self._calibration(tokens, options.batch_size)
         comparisons = self._comparisons(tokens, held_out, options.seed)
+        described = describe_data(options, tokens, held_out)
+        texts = {name: (comparisons[name].tokens, data) for name, data in self._texts.items()}
+        described["text_tokens"] = {name: describe_tokens(found, data, tokens) for name, (found, data) in texts.items()}
         dense = self._latest("tasks", "", self._accuracies)
         with open_log(options.logger, configuration(options), group=self._folder.absolute().parent.name) as log:
             switches, record = fit_recipe(calibration, options.recipe, options.seed, partial(self._score, options))
@@ -87,10 +90,7 @@ class SharedState:
             finally:
                 turn_off(switches)
             log.result(record)
-        record |= describe_data(options, tokens, held_out)
-        texts = {name: (comparisons[name].tokens, data) for name, data in self._texts.items()}
-        record["text_tokens"] = {name: describe_tokens(found, data, tokens) for name, (found, data) in texts.items()}
-        return record | provenance() | {"dtypes": describe_dtypes(calibration.model)}
+        return record | described | provenance() | {"dtypes": describe_dtypes(calibration.model)}
 
     def _load(self, options: Options) -> None:
         source = (options.model, options.dtype, options.device)

@@ -1,5 +1,6 @@
 """Rows of data sets, local or of the hub, as texts; a row that holds a conversation is rendered as the model expects it."""
 
+import glob
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from subfit.calibration.files import suffix_of
 from subfit.calibration.settings import Data
 from subfit.errors import SubFitError
+from subfit.options.typed import shown
 
 SHUFFLED_ROWS = 10_000  # of a data set of the hub, held at once where its rows are drawn at random
 SEPARATOR = "\n\n"  # after the text of a row; a conversation ends as its template says
@@ -24,7 +26,7 @@ def rows_of_file(name: str) -> Iterator[Row]:
     if suffix_of(name) == ".jsonl":
         yield from _json_lines(name)
     else:
-        for number, row in enumerate(_streamed(name, "parquet", None, data_files=name, split="train"), 1):
+        for number, row in enumerate(_streamed(name, "parquet", None, data_files=glob.escape(name), split="train"), 1):
             yield f"{name}, row {number}", row
 
 
@@ -42,7 +44,7 @@ def rows_of_hub(data: Data, seed: int) -> Iterator[Row]:
 
 
 def texts(rows: Iterator[Row], column: str, tokenizer: Any) -> Iterator[str]:
-    """Yields the text of each row: its column's, with a blank line after it; or its conversation's, rendered. None if empty.
+    """Yields the text of each row, with a blank line after it, unless it is empty; or its conversation, rendered.
 
     Args:
         column: the column's name; where there is no column `text`, `messages` stands for it.
@@ -67,10 +69,10 @@ def _conversation(value: Any, place: str) -> list[dict[str, Any]]:
     """The messages of a conversation, without what is null in them."""
     wanted = "it must be a text, or a conversation: a list of messages with a text as role and as content"
     if not isinstance(value, list) or not value:
-        raise SubFitError(f"{place} is {_shown(value)}; {wanted}")
+        raise SubFitError(f"{place} is {shown(value)}; {wanted}")
     for message in value:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise SubFitError(f"{place} has the message {_shown(message)}; {wanted}")
+            raise SubFitError(f"{place} has the message {shown(message)}; {wanted}")
     return [{key: item for key, item in message.items() if item is not None} for message in value]
 
 
@@ -95,7 +97,7 @@ def _json_lines(name: str) -> Iterator[Row]:
                 place = f"{name}, line {number}"
                 row = json.loads(line)
                 if not isinstance(row, dict):
-                    raise SubFitError(f"{place} is {_shown(row)}; it must be an object")
+                    raise SubFitError(f"{place} is {shown(row)}; it must be an object")
                 yield place, row
     except UnicodeDecodeError as error:
         raise SubFitError(f"text file {name} is not UTF-8: {error}") from error
@@ -119,9 +121,3 @@ def _streamed(where: str, loader: str, shuffled: int | None, **options: Any) -> 
     except Exception as error:  # datasets raises errors of many libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise SubFitError(f"cannot read {where}: {type(error).__name__}: {reason}") from error
-
-
-def _shown(value: Any) -> str:
-    """A value in a message."""
-    found = " ".join(repr(value).split())
-    return found if len(found) <= 80 else f"{found[:80]} ..."

@@ -1,6 +1,6 @@
 """What holds where a command line says of one option more than one thing."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -9,7 +9,7 @@ from subfit.options.reading import parse
 from subfit.options.sources import Text, as_mapping, read_source, unfold
 
 
-def overruled(given: Iterable[tuple[str, Any]]) -> Iterator[str]:
+def overruled(given: Sequence[tuple[str, Any]]) -> Iterator[str]:
     """Yields a line for each value of a command line that does not hold although it stands last.
 
     Options win over configurations wherever they stand; where an option stands before a `--config` that says something else,
@@ -22,12 +22,12 @@ def overruled(given: Iterable[tuple[str, Any]]) -> Iterator[str]:
     Raises:
         SubFitError: if a configuration cannot be read.
     """
-    before: dict[str, Any] = {}
+    final, before = dict(given), dict[str, Any]()
     for name, value in given:
         if name == "config":
             content = unfold(read_source(str(value)))
-            for option, said in before.items():
-                for place, holds, other in _differences(*_at(option, said, content), option):
+            for option in (option for option, said in before.items() if said == final[option]):
+                for place, holds, other in _differences(final[option], _found(option, content), option):
                     yield f"--{place} {_shown(holds)} holds, and not {_shown(other)} of the later --config {value}"
             continue
         if name in before and before[name] != value:
@@ -35,14 +35,14 @@ def overruled(given: Iterable[tuple[str, Any]]) -> Iterator[str]:
         before[name] = value
 
 
-def _at(option: str, said: Any, content: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The values of an option, which may be dotted: the one that is given, and that of a configuration, else None."""
+def _found(option: str, content: Mapping[str, Any]) -> Any:
+    """The value of an option, which may be dotted, in a configuration; None if it is not there."""
     first, *rest = option.split(".")
     found: Any = content.get(first)
     for part in rest:
         inside = as_mapping(found)
         found = inside.get(part, as_mapping(inside.get("init_args")).get(part))
-    return said, found
+    return found
 
 
 def _differences(holds: Any, other: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
@@ -51,7 +51,7 @@ def _differences(holds: Any, other: Any, place: str) -> Iterator[tuple[str, Any,
         return
     if isinstance(holds, Mapping) and isinstance(other, Mapping) and "class_path" not in holds:
         for key in holds:
-            yield from _differences(*_at(key, holds[key], other), f"{place}.{key}")
+            yield from _differences(holds[key], _found(key, other), f"{place}.{key}")
         return
     yield place, holds, other
 

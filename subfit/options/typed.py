@@ -38,7 +38,7 @@ def typed(hint: Any, value: Any, place: str, make: Make, default: Any = None) ->
     if isinstance(value, Text):
         value = _from_text(hint, value)
     if not fits(hint, value):
-        raise SubFitError(f"{place} is {_shown(value)}; it must be {describe_annotation(hint)}")
+        raise SubFitError(f"{place} is {shown(value)}; it must be {describe_annotation(hint)}")
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _of_union([member for member in inner if fits(member, value)], value, place, make, default)
@@ -97,7 +97,7 @@ def check_fields(given: Any) -> None:
     for field in dataclasses.fields(given):
         value = getattr(given, field.name)
         if not fits(annotations[field.name], value):
-            raise SubFitError(f"{field.name} is {_shown(value)}; it must be {describe_annotation(annotations[field.name])}")
+            raise SubFitError(f"{field.name} is {shown(value)}; it must be {describe_annotation(annotations[field.name])}")
 
 
 def check_known(given: Iterable[str], known: Iterable[str], place: str = "") -> None:
@@ -110,8 +110,8 @@ def check_known(given: Iterable[str], known: Iterable[str], place: str = "") -> 
             raise SubFitError(f"{before}unknown option {name!r}; {hint}options are {', '.join(known) or 'none'}")
 
 
-def _shown(value: Any) -> str:
-    """A value as one line of a message."""
+def shown(value: Any) -> str:
+    """Returns a value as one line of a message."""
     line = " ".join(repr(value).split())
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 

@@ -37,6 +37,12 @@ def texts_of(path, tokenizer=None, **options):
     return list(read_texts(Data(path=path, **options), tokenizer or tiny_tokenizer(), 0, "text"))
 
 
+def test_a_name_that_looks_like_a_glob_is_one_file(tmp_path):
+    for name in ("a[1].parquet", "a1.parquet"):
+        pandas.DataFrame([{"text": name}]).to_parquet(tmp_path / name)
+    assert texts_of(str(tmp_path / "a[1].parquet")) == ["a[1].parquet\n\n"]
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_texts_are_as_they_stand_and_empty_ones_are_skipped(tmp_path, kind):
     rows = [{"text": "2026-11-24"}, {"text": ""}, {"text": "b\n"}, {"text": "None"}]

@@ -74,6 +74,12 @@ def test_a_value_that_does_not_hold_although_it_is_the_last_is_reported(run, arg
     assert not lines if line is None else len(lines) == 1 and lines[0].startswith(f"subfit compress: {line}")
 
 
+def test_only_what_holds_in_the_end_is_said_to_hold(run):
+    found, lines = run("--sparsity", "0.25", "--config", "half.yaml", "--sparsity", "0.125")
+    assert found["sparsity"] == 0.125
+    assert lines == ["subfit compress: --sparsity is given twice: the later 0.125 holds, and not 0.25"]
+
+
 def test_an_option_holds_wherever_it_stands(run):
     before, _ = run("--scorer.windows", "3", "--sparsity", "0.125", "--config", "kl.json", "--config", "half.yaml")
     after, _ = run("--config", "kl.json", "--config", "half.yaml", "--scorer.windows", "3", "--sparsity", "0.125")
