@@ -364,6 +364,9 @@ def test_bad_arguments_that_show_on_a_model_are_one_line():
     calibration = Calibration(tiny_model(), tiny_tokens(2))
     with pytest.raises(SubFitError, match="Identity is not a fitted linear map"):
         ExplainedVariance(Identity()).score(calibration)
-    for scorer in (Taylor(windows=0), Taylor(length=1), KL(windows=0)):
-        with pytest.raises(SubFitError, match="they must be at least 1 and 2"):
-            scorer.score(calibration)
+
+
+@pytest.mark.parametrize("make", [lambda: Taylor(windows=0), lambda: Taylor(length=1), lambda: KL(windows=-1)])
+def test_windows_without_a_token_to_predict_are_refused_when_a_scorer_is_made(make):
+    with pytest.raises(SubFitError, match="they must be at least 1 and 2"):
+        make()
