@@ -1,7 +1,6 @@
 """`subfit compress`."""
 
 import json
-import os
 import shlex
 import sys
 from itertools import groupby
@@ -15,7 +14,7 @@ from subfit.cli.tables import show_table
 from subfit.config import configuration, resolve
 from subfit.errors import SubFitError
 from subfit.options.precedence import overruled
-from subfit.progress import duration
+from subfit.progress import duration, is_rank_zero
 
 HELP = """usage: subfit compress [--config NAME] [--OPTION VALUE] ...
 
@@ -39,7 +38,7 @@ General:
 """
 EXAMPLES = (
     "subfit compress --output compressed",
-    "subfit compress --config best --model smollm2-135m --calibration.path valid.txt --output best",
+    "subfit compress --config best --model smollm2-135m --calibration.path valid.txt --output compressed-best",
     "subfit compress --sparsity 0.125 --scorer kl --scorer.windows 4 --ffn_bypass linear",
     "subfit compress --config best --print_config",
 )
@@ -57,7 +56,7 @@ def run(arguments: list[str]) -> int:
         raise SubFitError(f"unexpected argument {unexpected[0]!r}; options are given as --OPTION VALUE")
     configurations = [str(value) for name, value in given if name == "config"]
     options = resolve(*configurations, {name: value for name, value in given if name != "config"})
-    if os.environ.get("RANK", "0") == "0":
+    if is_rank_zero():
         for line in overruled(given):
             print(f"subfit compress: {line}", file=sys.stderr)
     if "--print_config" in flags:
@@ -65,7 +64,6 @@ def run(arguments: list[str]) -> int:
         print(json.dumps(written, indent=2) if "--json" in flags else yaml.safe_dump(written, sort_keys=False).rstrip())
         return 0
     from subfit import api  # imports torch, which help does not wait for
-    from subfit.model.processes import is_rank_zero
 
     record = api.run(options).record
     if not is_rank_zero():
