@@ -1,7 +1,7 @@
 """The output that the README shows is what its commands print of the stored results.
 
-These are made by the same commands: with `--json`, into `docs/quick-start/compress.json` and `evaluate.json`. Below a block of
-commands, a block `text` shows what they print; a line `...` stands for what is left out.
+These are made by the same commands: with `--json`, into `docs/quick-start/compress.json` and `evaluate.json`. Below a block
+of commands, a block `text` shows what they print; a line `...` stands for what is left out.
 """
 
 import json
