@@ -41,7 +41,7 @@ demo: $(VENV)/.runs
 	@echo "That was SubFit: single Attention and FeedForward submodules were replaced by small fitted bypasses."
 	@echo "  quality    \"ratio\" in part 2: compressed perplexity over dense, 1 is no loss; with what both models write"
 	@echo "  size       \"ratio\" in part 1: parameters, and the key-value cache that a token needs"
-	@echo "  speed      \"times\" in part 3: how many times as fast as the dense model"
+	@echo "  speed      \"speed-up\" in part 3: how many times as fast as the dense model"
 	@echo "  pictures   $(DEMO)/model/scores.png: which submodules were replaced; $(DEMO)/speed/benchmark.png: the speed"
 	@echo "  the model  $(DEMO)/model, with the record of the run in compression.json"
 
