@@ -40,15 +40,14 @@ def load_gguf(file: Path, dtype: Any) -> Loaded:
         parts = [hashlib.file_digest(content, "sha256").hexdigest(), name, str(FORMAT)]
     parts += [version(package) for package in ("transformers", "tokenizers", "gguf", "torch")]
     entry = cache_folder() / "gguf" / f"{file.stem}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:24]}"
-    with _locked(entry) as usable:
-        if not usable:
-            return _convert(file, dtype)
-        if not _is_complete(entry):
-            shutil.rmtree(entry, ignore_errors=True)
-            print(f"subfit: {file.name} is de-quantised once, and kept in {entry}", file=sys.stderr)
-            converted = _convert(file, dtype)
-            if not _kept(converted, entry):
-                return converted
+    if not _is_complete(entry):
+        with _locked(entry) as usable:
+            if not _is_complete(entry):  # another process may have made it meanwhile
+                if usable:
+                    print(f"subfit: {file.name} is de-quantised once, and kept in {entry}", file=sys.stderr)
+                converted = _convert(file, dtype)
+                if not (usable and _kept(converted, entry)):
+                    return converted
     return AutoModelForCausalLM.from_pretrained(entry, dtype="auto"), AutoTokenizer.from_pretrained(entry)
 
 
@@ -110,6 +109,8 @@ def _digests(entry: Path) -> dict[str, str]:
 
 def _kept(converted: Loaded, entry: Path) -> bool:
     """Writes an entry, and returns whether that was possible: a full disk, say, is no error."""
+    for left in (entry, *entry.parent.glob(f".{entry.name}.partial-*")):  # damaged, or of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
         check_space(str(entry), converted[0])
         with new_folder(str(entry)) as folder:

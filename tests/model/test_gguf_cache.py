@@ -134,6 +134,20 @@ def test_a_cache_that_cannot_be_written_is_no_error(file, conversions, tmp_path,
     assert load(str(file))[0].config.hidden_size == WIDTH and len(conversions) == 1
 
 
+def test_an_entry_that_can_only_be_read_is_used(file, conversions, monkeypatch):
+    expected = logits(load(str(file), dtype="float32")[0])
+    monkeypatch.setattr(gguf_cache.FileLock, "acquire", lambda self: pytest.fail("nothing is to be written"))
+    assert torch.equal(logits(load(str(file), dtype="float32")[0]), expected) and len(conversions) == 1
+
+
+def test_what_a_killed_process_has_left_is_removed(file, tmp_path):
+    load(str(file))
+    entry = entry_of(tmp_path)
+    left = entry.rename(entry.with_name(f".{entry.name}.partial-killed"))
+    load(str(file))
+    assert entry.is_dir() and not left.exists()
+
+
 def test_a_full_disk_is_no_error_and_said(file, tmp_path, monkeypatch, capsys):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
