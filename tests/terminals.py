@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import termios
@@ -11,6 +12,11 @@ from pathlib import Path
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def heed_interrupts() -> None:
+    """Undoes, in a process to be, what a shell does to those it runs in the background: they ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
@@ -33,6 +39,7 @@ class Terminal:
             stderr=writer,
             env={**kept, "TERM": "xterm-256color", **environment},
             start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
         os.close(writer)
         self._seen = b""
@@ -48,7 +55,7 @@ class Terminal:
         while self._read():
             pass
         os.close(self._reader)
-        return self._seen.decode(), self._process.wait(timeout=120)
+        return self._seen.decode(), self._process.wait(timeout=600)
 
     def _read(self) -> bytes:
         """What is shown next; nothing once the process has ended."""

@@ -333,7 +333,7 @@ def test_a_terminated_ablation_says_that_finished_cells_are_kept(model_folder, t
         assert process.poll() is None
         time.sleep(0.1)
     process.terminate()
-    _, shown = process.communicate(timeout=60)
+    _, shown = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM
     assert "subfit ablate: terminated; finished cells are kept" in shown and "nothing was written" not in shown
     assert json.loads(rows.read_text().splitlines()[0])["status"] == "done"
