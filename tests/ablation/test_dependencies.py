@@ -14,6 +14,8 @@ from subfit.ablation.plugin_files import files_of
 from subfit.ablation.report import report
 from subfit.ablation.runner import ablate
 from subfit.config import resolve
+from subfit.model.dtypes import native
+from subfit.model.loading import device_of
 from subfit.tracking.provenance import code_commit
 
 SCORER = """
@@ -89,9 +91,9 @@ def test_a_row_says_what_made_it(run):
     (row,), _ = run({}, cells=[{"scorer": "rotation"}])
     assert row["format_version"] == 2 and row["versions"]["transformers"] == transformers.__version__
     assert row["commit"] == code_commit()
-    assert row["depends_on"].keys() == {"torch", "transformers", "model", "strategies", "data"} and all(
-        row["depends_on"].values()
-    )
+    depends_on = row["depends_on"]
+    assert depends_on.pop("native_dtypes") == native(device_of("auto"))
+    assert depends_on.keys() == {"torch", "transformers", "model", "strategies", "data"} and all(depends_on.values())
 
 
 @pytest.mark.parametrize("changed", ["nothing", "nested plug-in", "its helper", "model", "text", "transformers"])
