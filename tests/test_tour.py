@@ -1,4 +1,4 @@
-"""The notebook: run top to bottom on a tiny model, and stored with the outputs of a real run."""
+"""The notebook: run top to bottom on a tiny model, and stored without outputs, or with those of one run."""
 
 import ast
 import re
@@ -41,8 +41,8 @@ def test_it_runs_from_top_to_bottom(notebook, model_folder, tmp_path):
     assert (tmp_path / "tour/runs/rows.jsonl").read_text().count('"status": "done"') == 4
 
 
-def test_it_is_stored_with_the_outputs_of_one_run(notebook):
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+def test_stored_outputs_are_of_one_run(notebook):
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts in ([None] * len(counts), list(range(1, len(counts) + 1)))
     assert not re.search(r"/(home|root|tmp|work|Users)/|Traceback|Warning", outputs(notebook))
     assert TOUR.stat().st_size < 200_000
