@@ -15,7 +15,7 @@ from subfit.bypass import Substitute
 from subfit.config import DEFAULTS, resolve
 from subfit.errors import SubFitError
 from subfit.model import checkpoint
-from subfit.model.dtypes import name_of
+from subfit.model.dtypes import compute_natively, name_of, rounding_of, saved_dtype
 from subfit.model.loading import load
 from subfit.model.sizes import footprint
 from subfit.options.typed import check_known, typed, typed_arguments
@@ -42,7 +42,7 @@ def benchmark(
 
     Args:
         model, reference: names of the compressed and of the dense model, as for `load`; the dense one is loaded in the data
-            type of the compressed one.
+            types of the compressed one.
         random_weights: instead of both, a configuration to build both from; see `random_weights.random_models`.
         sparsity, attention_bypass, ffn_bypass: what the compressed one has then, and how the dense one is compressed where
             that is timed; bypasses are given as for `compress`.
@@ -71,7 +71,9 @@ def benchmark(
             dense, compressed = random_models(random_weights, sparsity, *bypasses, seed=workload.seed, **options)
     elif model and reference and not random_weights:
         compressed = load(model, **options)[0]
-        dense = load(reference, **options | {"dtype": name_of(compressed.dtype)})[0]
+        dense = load(reference, **options | {"dtype": name_of(saved_dtype(compressed))})[0]
+        if rounding_of(compressed) is not None:
+            compute_natively(dense, dense.device)
     else:
         raise SubFitError("give a compressed model and its dense reference, or random_weights alone")
     check_comparable(dense, compressed, workload)

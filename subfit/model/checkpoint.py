@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from subfit.errors import SubFitError
-from subfit.model.dtypes import as_saved, name_of, saved_dtype
+from subfit.model.dtypes import as_saved, name_of, saved_dtype, saved_share
 from subfit.model.processes import full_tensor, is_rank_zero, wait_for_all
 from subfit.model.verification import sample_logits, verify
 
@@ -31,8 +31,7 @@ def check_free(output: str) -> None:
 
 def check_space(output: str, model: Any) -> None:
     """Raises SubFitError if the disk has no room for the model's weights."""
-    share = saved_dtype(model).itemsize / model.dtype.itemsize
-    needed = int(SLACK * share * sum(p.numel() * p.element_size() for p in model.parameters()))
+    needed = int(SLACK * saved_share(model) * sum(p.numel() * p.element_size() for p in model.parameters()))
     parent = next(p for p in Path(output).absolute().parents if p.exists())
     free = shutil.disk_usage(parent).free
     if free < needed:

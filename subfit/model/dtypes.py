@@ -131,6 +131,12 @@ def saved_dtype(model: Any) -> torch.dtype:
     return own if types is None else types.dtype
 
 
+def saved_share(model: Any) -> float:
+    """Returns the size of saved weights as a share of their size in memory; less than 1 if the model computes in float32
+    instead of its own type."""
+    return saved_dtype(model).itemsize / model.dtype.itemsize
+
+
 def rounding_of(model: nn.Module) -> torch.dtype | None:
     """Returns the type that new weights of a model are rounded to, if that is not the one it computes in."""
     types: SavedTypes | None = getattr(model, "saved_types", None)

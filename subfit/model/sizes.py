@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from subfit.model.dtypes import saved_dtype
+from subfit.model.dtypes import saved_share
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes to stderr when it starts and stops
 
@@ -20,10 +20,11 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def footprint(model: nn.Module) -> dict[str, int]:
-    """Returns a model's `parameters`, their `weight_bytes`, and the `kv_bytes_per_token` of one sequence."""
+    """Returns a model's `parameters`, their `weight_bytes`, and the `kv_bytes_per_token` of one sequence; in the type that
+    its weights are saved in."""
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "weight_bytes": weight_bytes(model),
+        "weight_bytes": int(weight_bytes(model) * saved_share(model)),
         "kv_bytes_per_token": sum(kv_bytes_per_token(model)),
     }
 
@@ -86,5 +87,5 @@ def kv_bytes_per_token(model: Any) -> list[int]:
     tokens = torch.zeros((1, length), dtype=torch.long, device=next(model.parameters()).device)
     cache = model(tokens, use_cache=True).past_key_values
     held = [[t for t in (layer.keys, layer.values) if t is not None] for layer in cache.layers]
-    size = saved_dtype(model).itemsize / model.dtype.itemsize
-    return [int(sum(t.numel() * t.element_size() for t in tensors) * size) // length for tensors in held]
+    share = saved_share(model)
+    return [int(sum(t.numel() * t.element_size() for t in tensors) * share) // length for tensors in held]

@@ -10,6 +10,8 @@ from conftest import tiny_model, tiny_tokenizer
 from safetensors.torch import load_file
 
 import subfit
+from subfit.benchmarking.benchmark import benchmark
+from subfit.benchmarking.workload import Workload
 from subfit.calibration.settings import Data
 from subfit.model import dtypes
 from subfit.model.loading import load
@@ -114,6 +116,17 @@ def test_sizes_are_those_of_what_is_saved(folder, emulated, narrow):
     found = subfit.evaluate(folder, data=Data(windows=1, length=8), device="cpu")
     given = subfit.evaluate(folder, data=Data(windows=1, length=8), device="cpu", dtype=dtypes.name_of(narrow))
     assert found["kv_bytes_per_token"] == given["kv_bytes_per_token"]
+
+
+def test_a_benchmark_has_both_models_in_the_same_types(folder, emulated, narrow, tmp_path):
+    subfit.compress(folder, output=tmp_path / "out", **{**RUN, "evaluation": {"windows": 0}})
+    workload = Workload(prompt_lengths=(8,), contexts=(), repeats=1, warmup=0)
+    found, given = (
+        benchmark(str(tmp_path / "out"), reference=folder, workload=workload, device="cpu", dtype=dtype)
+        for dtype in ("auto", dtypes.name_of(narrow))
+    )
+    assert found["setting"]["dtype"] == "float32" and given["setting"]["dtype"] == dtypes.name_of(narrow)
+    assert found["size"] == given["size"]
 
 
 def test_weights_that_a_checkpoint_keeps_wider_stay_so(emulated):
