@@ -39,7 +39,7 @@ def fit_table(
     for index, heading in enumerate(columns):
         table.add_column(Text(heading), justify="left" if index < names else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))  # else brackets are markup
     fits = Measurement.get(console, console.options.update(width=UNLIMITED), table).maximum <= console.width
     above = Text(title, style="bold", overflow="fold")
     return Group(above, table) if fits else Group(above, *_records(columns, rows, names))

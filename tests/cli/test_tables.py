@@ -68,6 +68,11 @@ def test_evaluate(folder, monkeypatch, capsys, width):
         assert all(len(line) <= width for line in text.partition("\n\n")[0].splitlines()[:-1])
 
 
+def test_brackets_in_a_name_are_shown(folder, monkeypatch, capsys):
+    (folder / "[toy].jsonl").write_text(json.dumps({"query": "a", "choices": ["b", "c"], "gold": 0}))
+    assert "[toy]" in shown(folder, monkeypatch, capsys, None, "evaluate", "dense", "--tasks", "[toy].jsonl")
+
+
 @pytest.mark.parametrize("width", [60, None])
 def test_benchmark(folder, monkeypatch, capsys, width):
     work = ["--prompt_lengths", 8, "--contexts", 8, "--batch_sizes", 1, "--new_tokens", 2, "--repeats", 2, "--warmup", 0]
