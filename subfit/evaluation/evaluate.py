@@ -103,8 +103,7 @@ def evaluate(
     strided = {name for name, text in texts.items() if text.sources() != ["self"]} or set(texts)
     in_domains = domains(texts, in_domain, calibration)
     asked = [prompts] if isinstance(prompts, str) else prompts
-    with Stage(f"continuing {len(asked)} prompts") if asked else nullcontext():
-        generations = compare_generations(subject, dense, tokenizer, asked, new_tokens)
+    generations = compare_generations(subject, dense, tokenizer, asked, new_tokens)
     finish("prompts")
     measured = {name: {"in_domain": in_domains[name], **perplexity(name, text)} for name, text in texts.items()}
     finish("texts")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from subfit.errors import SubFitError
+from subfit.progress import Stage
 
 
 def compare_generations(
@@ -31,12 +32,17 @@ def compare_generations(
     """
     if new_tokens < 1:
         raise SubFitError(f"new_tokens is {new_tokens}; it must be at least 1")
+    if not prompts:
+        return []
     models = [model] if reference is None else [model, reference]
     encoded = [_encode(prompt, tokenizer, models, new_tokens) for prompt in prompts]
-    return [
-        {"prompt": prompt, **_described([_continue(m, ids, new_tokens, _ends(m, tokenizer)) for m in models], tokenizer)}
-        for prompt, ids in zip(prompts, encoded, strict=True)
-    ]
+    found: list[dict[str, Any]] = []
+    with Stage("continuing prompts", len(prompts), "prompts") as progress:
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            written = [_continue(m, ids, new_tokens, _ends(m, tokenizer)) for m in models]
+            found.append({"prompt": prompt, **_described(written, tokenizer)})
+            progress.advance()
+    return found
 
 
 def _encode(prompt: str, tokenizer: Any, models: Sequence[Any], new_tokens: int) -> Tensor:
