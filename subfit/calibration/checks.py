@@ -24,7 +24,7 @@ def warn(message: str) -> None:
 
 
 def check_positions(model: Any, length: int) -> None:
-    """Warns of windows that are longer than the sequences that a model was made for.
+    """Warns of windows that are longer than the sequences that a model was made for, once for each model.
 
     Raises:
         SubFitError: if its positions are learned, so that it has none for the last tokens.
@@ -37,7 +37,9 @@ def check_positions(model: Any, length: int) -> None:
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     if any(most <= t.num_embeddings <= most + PADDING for t in tables if t is not model.get_input_embeddings()):
         raise SubFitError(f"{said}, which are learned; give a length of at most {most}")
-    warn(f"{said}: what is measured is not what it does within them")
+    if not getattr(model, "warned_of_positions", False):  # as texts are read one by one
+        model.warned_of_positions = True
+        warn(f"{said}: what is measured is not what it does within them")
 
 
 def check_vocabulary(model: Any, tokens: Tensor, where: str) -> None:
@@ -79,5 +81,5 @@ def warn_of_other_tokens(record_path: str, configuration: Mapping[str, Any], dig
     if not isinstance(before, dict) or not isinstance(found, dict) or found.get("sha256") in (None, digest):
         return
     if all(before.get(key) == configuration[key] for key in SAME):
-        why = "a file, the model, or what is held out differs, or paths lead elsewhere from this folder"
+        why = "a file, the model, its type, what is held out or subfit differs, or paths lead elsewhere from this folder"
         warn(f"the calibration tokens are not those of {record_path}, whose model, seed and calibration are the same: {why}")

@@ -18,7 +18,9 @@ def test_windows_beyond_learned_positions_are_refused_and_beyond_rotary_ones_war
     with pytest.raises(SubFitError, match="windows of 40 tokens are longer than the 32 positions .* length of at most 32"):
         read_tokens(data, tiny_model("gpt2", max_position_embeddings=32), tiny_tokenizer(), 0)
     assert not caplog.messages
-    read_tokens(data, tiny_model(max_position_embeddings=32), tiny_tokenizer(), 0)
+    short = tiny_model(max_position_embeddings=32)
+    for seed in (0, 1):  # as for the calibration and for the evaluation of one run
+        read_tokens(data, short, tiny_tokenizer(), seed)
     (line,) = caplog.messages
     assert "windows of 40 tokens are longer than the 32 positions of the model" in line
     read_tokens(Data(path=str(text_file), windows=2, length=32), tiny_model(max_position_embeddings=32), tiny_tokenizer(), 0)
