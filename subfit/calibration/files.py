@@ -2,7 +2,9 @@
 
 import glob
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from subfit.errors import SubFitError, missing
 
@@ -29,6 +31,22 @@ def text_files(paths: Iterable[str], named_in: Sequence[str] = ()) -> list[str]:
         for name in _files(path, named_in):
             found.setdefault(Path(name).resolve(), name)
     return list(found.values())
+
+
+@contextmanager
+def opened(name: str) -> Iterator[TextIO]:
+    """Opens a text file to read it, as UTF-8.
+
+    Raises:
+        SubFitError: if it cannot be read.
+    """
+    try:
+        with open(name, encoding="utf-8") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise SubFitError(f"text file {name} is not UTF-8: {error}") from error
+    except OSError as error:
+        raise SubFitError(f"cannot read the text file {name}: {error.strerror}") from error
 
 
 def suffix_of(name: str) -> str:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from subfit.calibration.files import suffix_of
+from subfit.calibration.files import opened, suffix_of
 from subfit.calibration.settings import Data
 from subfit.errors import SubFitError
 from subfit.options.typed import shown
@@ -89,20 +89,18 @@ def _rendered(messages: list[dict[str, Any]], tokenizer: Any, place: str) -> str
 
 def _json_lines(name: str) -> Iterator[Row]:
     """The rows of a JSON Lines file; `datasets` would read a text that looks like a date as one."""
-    try:
-        with open(name, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                place = f"{name}, line {number}"
+    with opened(name) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            place = f"{name}, line {number}"
+            try:
                 row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise SubFitError(f"{place} is {shown(row)}; it must be an object")
-                yield place, row
-    except UnicodeDecodeError as error:
-        raise SubFitError(f"text file {name} is not UTF-8: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise SubFitError(f"cannot read {name}, line {number}: not JSON: {error}") from error
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise SubFitError(f"cannot read {place}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise SubFitError(f"{place} is {shown(row)}; it must be an object")
+            yield place, row
 
 
 def _streamed(where: str, loader: str, shuffled: int | None, **options: Any) -> Iterator[Mapping[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subfit.calibration.files import suffix_of
+from subfit.calibration.files import opened, suffix_of
 from subfit.calibration.rows import rows_of_file, rows_of_hub, texts
 from subfit.calibration.settings import Data
 from subfit.errors import SubFitError
@@ -82,9 +82,6 @@ def _stacked(windows: list[list[int]], count: int, length: int, where: str) -> T
 
 def _blocks(name: str) -> Iterator[str]:
     """The text of a `.txt` file, some lines at a time."""
-    try:
-        with open(name, encoding="utf-8") as file:
-            while block := "".join(file.readlines(BLOCK)):
-                yield block
-    except UnicodeDecodeError as error:
-        raise SubFitError(f"text file {name} is not UTF-8: {error}") from error
+    with opened(name) as file:
+        while block := "".join(file.readlines(BLOCK)):
+            yield block

@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_tokenizer
 
 from subfit.calibration.data import describe_tokens, read_tokens
-from subfit.calibration.files import text_files
+from subfit.calibration.files import opened, text_files
 from subfit.calibration.settings import Data
 from subfit.errors import SubFitError
 
@@ -53,6 +53,11 @@ def test_what_is_not_there_is_said_in_one_line(path, message):
     with pytest.raises(SubFitError, match=message) as caught:
         text_files([path])
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_opened_is_one_line():
+    with pytest.raises(SubFitError, match="cannot read the text file texts: Is a directory"), opened("texts"):
+        pass
 
 
 def test_a_file_that_lies_beside_what_names_it_is_pointed_at():
