@@ -136,9 +136,12 @@ def show_above(above: Callable[[], RenderableType] | None) -> Iterator[None]:
         _live = None
 
 
-def _named() -> tuple[str, Stage, list[str]]:
-    """What the stages under way are called together, the one whose bar is shown, and what is counted in it."""
-    stages = list(_stages)
+def _named(stages: list[Stage]) -> tuple[str, Stage, list[str]]:
+    """What stages inside one another are called together, the one whose bar is shown, and what is counted in it.
+
+    Args:
+        stages: a copy of those under way, which may end at any moment in the thread that does the work.
+    """
     named = next((index for index, stage in enumerate(stages) if stage.line), len(stages) - 1)
     counted = [stage for stage in stages if stage.total is not None]
     main = counted[0] if counted else stages[0]
@@ -155,8 +158,8 @@ def _time(stage: Stage) -> str:
 def _shown(console: Console, above: Callable[[], RenderableType] | None) -> RenderableType:
     """What the terminal shows."""
     parts: list[RenderableType] = [above()] if above else []
-    if _stages:
-        name, main, details = _named()
+    if stages := list(_stages):
+        name, main, details = _named(stages)
         row: list[RenderableType] = [Text(name, overflow="fold"), Text(", ".join([*details, _time(main)]), overflow="fold")]
         if main.total is not None and console.width >= NARROW:
             row.insert(1, ProgressBar(main.total, main.done, width=console.width // 4))
@@ -177,8 +180,8 @@ def _reporting() -> Iterator[None]:
 
     def report() -> None:
         wait = FIRST
-        while not ended.wait(wait) and _stages:
-            name, main, details = _named()
+        while not ended.wait(wait) and (stages := list(_stages)):
+            name, main, details = _named(stages)
             print(f"{name}: {', '.join([*details, _time(main)])}", file=sys.stderr, flush=True)
             wait = INTERVAL
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from subfit.ablation.measures import first_text, net_parameters, ratio
 from subfit.cli.tables import fit_table, show_table
 from subfit.progress import duration, is_on_terminal, is_shown
 
@@ -42,9 +43,12 @@ class CellProgress:
             self._print(found, status, before)
 
     def render(self) -> RenderableType:
-        """Returns what a terminal shows: the cells that have changed last, and how many there are of each status."""
+        """Returns what a terminal shows: the cells that have changed last, and how many there are of each status.
+
+        It is called in a thread of its own, and so goes through copies of what `report` changes.
+        """
         console = Console(stderr=True)
-        rows = [row for row in self._rows.values() if row["status"] != "waiting"]
+        rows = [row for row in list(self._rows.values()) if row["status"] != "waiting"]
         latest = rows[-max(1, min(SHOWN, console.height - BESIDE)) :]
         return Group(fit_table("", *_table(latest), console, names=_names(latest)), Text(self._summary()))
 
@@ -58,7 +62,7 @@ class CellProgress:
             print(f"{_named(row)}: another process runs it", file=sys.stderr, flush=True)
 
     def _left(self) -> int:
-        return sum(row["status"] not in ("done", "failed") for row in self._rows.values())
+        return sum(row["status"] not in ("done", "failed") for row in list(self._rows.values()))
 
     def _remaining(self) -> list[str]:
         """The time that the other cells will take at the pace so far, if there are others and it is known."""
@@ -66,7 +70,7 @@ class CellProgress:
         return [f"{duration(left * sum(self._seconds) / len(self._seconds))} left"] if left and self._seconds else []
 
     def _summary(self) -> str:
-        failed = sum(row["status"] == "failed" for row in self._rows.values())
+        failed = sum(row["status"] == "failed" for row in list(self._rows.values()))
         counts = f"{len(self._rows) - self._left()} of {len(self._rows)} cells finished, {failed} of them failed"
         return ", ".join([counts, *self._remaining()])
 
@@ -76,7 +80,7 @@ def show_rows(rows: list[Row], output: str) -> None:
     done = [row for row in rows if row.get("texts")]
     shown, note = rows, ""
     if len(rows) > SHOWN:
-        shown = sorted(done, key=_ratio)[:SHOWN]
+        shown = sorted(done, key=ratio)[:SHOWN]
         note = f"The {len(shown)} lowest ratios of {len(rows)} cells. "
     better = "A lower ratio (compressed over dense perplexity) and KL are better, and a higher agreement."
     show_table(f"{len(rows)} cells", *_table(shown), names=_names(shown), note=note + better if done else note)
@@ -96,14 +100,14 @@ def _table(rows: list[Row]) -> tuple[list[str], list[list[str | Text]]]:
 
 def _cells(row: Row, axes: list[str], texts: list[str]) -> list[str | Text]:
     measured = row.get("texts", {})
-    first = next(iter(measured.values()), None)
+    first = first_text(row) if measured else None
     return [
         *(_value(row["values"].get(axis)) for axis in axes),
         Text(row["status"], STYLES[row["status"]]),
         *(f"{measured[name]['perplexity_ratio']:.3f}" if name in measured else "" for name in texts),
         f"{first['agreement']:.1%}" if first else "",
         f"{first['kl']:.4f}" if first else "",
-        f"{_parameters_out(row):,}" if "size" in row else "",
+        f"{net_parameters(row):,}" if "size" in row else "",
         f"{row['total_seconds']:.1f}" if "total_seconds" in row else "",
     ]
 
@@ -115,17 +119,6 @@ def _axes(rows: list[Row]) -> list[str]:
 def _names(rows: list[Row]) -> int:
     """The number of columns that name a row, the status among them."""
     return len(_axes(rows)) + 1
-
-
-def _ratio(row: Row) -> float:
-    ratio: float = next(iter(row["texts"].values()))["perplexity_ratio"]
-    return ratio
-
-
-def _parameters_out(row: Row) -> int:
-    """How many parameters left the model, bypasses deducted."""
-    out: int = row["size"]["before"]["parameters"] - row["size"]["after"]["parameters"]
-    return out
 
 
 def _value(value: Any) -> str:
@@ -144,5 +137,5 @@ def _measured(row: Row) -> str:
     texts = row["texts"]
     parts = [f"ratio {text['perplexity_ratio']:.3f} ({name})" for name, text in texts.items()]
     if texts:
-        parts.append(f"agreement {next(iter(texts.values()))['agreement']:.1%}")
-    return ", ".join([*parts, f"{_parameters_out(row):,} parameters out", took])
+        parts.append(f"agreement {first_text(row)['agreement']:.1%}")
+    return ", ".join([*parts, f"{net_parameters(row):,} parameters out", took])
