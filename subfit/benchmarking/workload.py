@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from subfit.errors import SubFitError
+from subfit.options.typed import check_fields
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,15 @@ class Workload:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not (self.prompt_lengths or (self.contexts and self.batch_sizes) or self.calibration_windows):
             rest = "contexts and batch_sizes, or calibration_windows"
             raise SubFitError(f"there is nothing to time: give prompt_lengths, or {rest}")
         for name, value in vars(self).items():
             least = 0 if name in ("warmup", "seed") else 1
             for number in value if isinstance(value, Sequence) else (value,):
-                if number < least:
-                    raise SubFitError(f"{name} is {number}; it must be at least {least}")
+                if not isinstance(number, int) or number < least:
+                    raise SubFitError(f"{name} is {number!r}; it must be a whole number of at least {least}")
 
     def positions(self) -> int:
         """Returns the length of the longest sequence."""

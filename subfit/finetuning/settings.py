@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from subfit.errors import SubFitError
+from subfit.options.typed import check_fields
 
 TRAINER: dict[str, Any] = {
     "max_steps": 200,
@@ -51,6 +52,7 @@ class LoRA:
     alpha: int = 16
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.layers < 1 or self.rank < 1 or self.alpha < 1:
             raise SubFitError("finetune.lora: layers and rank must be at least 1, and so must alpha")
         if find_spec("peft") is None:
@@ -109,6 +111,7 @@ class FineTuning:
     lora: LoRA | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in OWNED.keys() & self.trainer.keys():
             raise SubFitError(f"finetune.trainer: {name} is set by SubFit: {OWNED[name]}")
         self.trainer = {**TRAINER, **self.trainer}

@@ -72,7 +72,7 @@ def test_the_shapes_of_the_protocols_are_those_of_models(shape):
         (["a", "--reference", "b", "--random_weights", "c"], "random_weights alone"),
         (["--random_weights", "nobody/nothing"], "cannot build a model of the configuration 'nobody/nothing'"),
         (["--random_weights", "c", "--sparsity", "1"], "sparsity is 1"),
-        (["--random_weights", "c", "--repeats", "0"], "repeats is 0; it must be at least 1"),
+        (["--random_weights", "c", "--repeats", "0"], "repeats is 0; it must be a whole number of at least 1"),
         (["--random_weights", "c", "--batch_sizes", "1", "0"], "batch_sizes is 0"),
         (["--random_weights", "c", "--prompt_lengths", "--contexts"], "there is nothing to time"),
         (["--random_weights", "c", "--calibration_windows", "0"], "calibration_windows is 0"),

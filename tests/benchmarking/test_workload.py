@@ -10,6 +10,19 @@ SMALL = Workload(prompt_lengths=(8,), contexts=(16,), batch_sizes=(2,), new_toke
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"repeats": "7"}, "repeats is '7'; it must be a whole number"),
+        ({"contexts": 512}, "contexts is 512; it must be a list"),
+        ({"contexts": ("512",)}, "contexts is '512'; it must be a whole number of at least 1"),
+    ],
+)
+def test_what_is_no_workload_is_refused_when_it_is_made(given, message):
+    with pytest.raises(SubFitError, match=message):
+        Workload(**given)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"vocab_size": 90}, "has 90 tokens"),

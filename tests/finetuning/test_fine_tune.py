@@ -239,6 +239,8 @@ def test_too_few_windows_and_nothing_to_train_leave_the_fit():
         ({"trainer": {"max_steps": 0}}, "max_steps is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"lora": {"rank": 0}}, "layers and rank must be at least 1"),
+        ({"lora": {"rank": "8"}}, "rank is '8'; it must be a whole number"),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; it must be a number"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_at_once(given, message):
