@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,27 +34,32 @@ def load_gguf(file: Path, dtype: Any) -> Loaded:
     """Returns the model in a `.gguf` file, on the CPU, and its tokenizer; from the cache if it is there.
 
     Args:
-        dtype: a torch dtype, or `auto`: that of the file, bfloat16 if it is quantised.
+        dtype: a torch dtype, or `auto`: the one that holds the matrices of the file, bfloat16 if any is quantised.
     """
     name = dtype if dtype == "auto" else name_of(dtype)
     with file.open("rb") as content:
         parts = [hashlib.file_digest(content, "sha256").hexdigest(), name, str(FORMAT)]
     parts += [version(package) for package in ("transformers", "tokenizers", "gguf", "torch")]
     entry = cache_folder() / "gguf" / f"{file.stem}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:24]}"
-    if not _is_complete(entry):
-        with _locked(entry) as usable:
-            if not _is_complete(entry):  # another process may have made it meanwhile
-                if usable:
-                    print(f"subfit: {file.name} is de-quantised once, and kept in {entry}", file=sys.stderr)
-                converted = _convert(file, dtype)
-                if not (usable and _kept(converted, entry)):
-                    return converted
+    if not _is_complete(entry) and (converted := _made(entry, file, dtype)) is not None:
+        return converted
     return AutoModelForCausalLM.from_pretrained(entry, dtype="auto"), AutoTokenizer.from_pretrained(entry)
 
 
 def cache_folder() -> Path:
     """Returns the folder of what is kept between runs, and can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "subfit"
+
+
+def _made(entry: Path, file: Path, dtype: Any) -> Loaded | None:
+    """Makes an entry; returns what it would hold if it cannot be kept. Otherwise this is freed before it is loaded again."""
+    with _locked(entry) as usable:
+        if _is_complete(entry):  # another process has made it meanwhile
+            return None
+        if usable:
+            print(f"subfit: {file.name} is de-quantised once, and kept in {entry}", file=sys.stderr)
+        converted = _convert(file, dtype)
+        return None if usable and _kept(converted, entry) else converted
 
 
 def _convert(file: Path, dtype: Any) -> Loaded:
@@ -65,12 +71,14 @@ def _convert(file: Path, dtype: Any) -> Loaded:
 
 
 def _own_dtype(file: Path) -> torch.dtype:
-    """The type of the matrices in a file; bfloat16 if they are quantised, or of several types."""
-    from gguf import GGMLQuantizationType, GGUFReader
+    """The type that holds all matrices of a file without rounding them; bfloat16 if any is quantised."""
+    from gguf import GGUFReader
 
-    plain = {GGMLQuantizationType.F32: torch.float32, GGMLQuantizationType.F16: torch.float16}
-    types = {tensor.tensor_type for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1}
-    return plain.get(types.pop(), torch.bfloat16) if len(types) == 1 else torch.bfloat16
+    plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    types = {tensor.tensor_type.name for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1}
+    if not types <= plain.keys():
+        return torch.bfloat16
+    return reduce(torch.promote_types, (plain[name] for name in types))
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from subfit.model.loading import load
 WIDTH, INNER, LAYERS, VOCABULARY = 32, 64, 2, 128
 
 
-def write_gguf(path, kind=GGMLQuantizationType.Q8_0, seed=0):
-    """Writes a tiny Llama with a tokenizer of single bytes."""
+def write_gguf(path, kind=GGMLQuantizationType.Q8_0, seed=0, output=None):
+    """Writes a tiny Llama with a tokenizer of single bytes; its output matrix may be of another type."""
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(LAYERS)
     writer.add_context_length(128)
@@ -43,7 +43,8 @@ def write_gguf(path, kind=GGMLQuantizationType.Q8_0, seed=0):
     named = {f"blk.{i}.{name}": shape for i in range(LAYERS) for name, shape in shapes.items()}
     for name, shape in {"token_embd": (VOCABULARY, WIDTH), "output": (VOCABULARY, WIDTH), **named}.items():
         value = random.normal(size=shape).astype(np.float32) / 4
-        writer.add_tensor(f"{name}.weight", quants.quantize(value, kind), raw_dtype=kind)
+        own = output if output is not None and name == "output" else kind
+        writer.add_tensor(f"{name}.weight", quants.quantize(value, own), raw_dtype=own)
     for name in ("output_norm", *(f"blk.{i}.{norm}" for i in range(LAYERS) for norm in ("attn_norm", "ffn_norm"))):
         writer.add_tensor(f"{name}.weight", random.uniform(0.5, 1.5, WIDTH).astype(np.float32))
     writer.write_header_to_file()
@@ -97,10 +98,20 @@ def test_the_second_load_equals_the_first_and_the_file_without_converting_it(fil
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [("Q8_0", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32), ("BF16", torch.bfloat16)]
+    ("kind", "output", "dtype"),
+    [
+        ("Q8_0", "Q8_0", torch.bfloat16),
+        ("Q8_0", "F32", torch.bfloat16),
+        ("F16", "F16", torch.float16),
+        ("F32", "F32", torch.float32),
+        ("BF16", "BF16", torch.bfloat16),
+        ("F16", "F32", torch.float32),
+        ("BF16", "F16", torch.float32),
+    ],
 )
-def test_the_own_type_of_a_file(tmp_path, kind, dtype):
-    assert gguf_cache._own_dtype(write_gguf(tmp_path / "a.gguf", GGMLQuantizationType[kind])) == dtype
+def test_the_own_type_of_a_file_holds_its_matrices(tmp_path, kind, output, dtype):
+    kinds = GGMLQuantizationType
+    assert gguf_cache._own_dtype(write_gguf(tmp_path / "a.gguf", kinds[kind], output=kinds[output])) == dtype
 
 
 def test_another_content_under_the_same_name_is_another_entry(file, conversions):
