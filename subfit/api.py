@@ -19,7 +19,7 @@ from subfit.errors import SubFitError
 from subfit.evaluation.evaluate import evaluate
 from subfit.finetuning.settings import FineTuning
 from subfit.model import checkpoint
-from subfit.model.dtypes import describe_dtypes, name_of, rounding_of
+from subfit.model.dtypes import describe_dtypes, rounding_of
 from subfit.model.loading import device_of, load, load_to_cpu
 from subfit.model.processes import init_process_group, shard_model
 from subfit.pipeline import Compression, check_finetuning, compress_model
@@ -231,7 +231,7 @@ def _on_loaded(options: Options, model: PreTrainedModel) -> Options:
     """
     if not hasattr(model, "config"):
         raise SubFitError(f"the model is a {type(model).__name__}; it must be a name, or a model of transformers")
-    dtype = name_of(model.dtype)
+    dtype = " computed in ".join(dict.fromkeys(describe_dtypes(model).values()))
     if options.dtype not in ("auto", dtype):
         raise SubFitError(f"dtype is {options.dtype}, but the loaded model is {dtype}")
     if options.device not in ("auto", str(model.device), model.device.type):

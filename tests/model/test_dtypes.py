@@ -104,6 +104,9 @@ def test_what_is_evaluated_is_what_is_saved(folder, emulated, narrow, tmp_path, 
 
 def test_a_model_that_was_loaded_is_computed_as_it_is_and_saved_in_its_checkpoints_type(folder, emulated, narrow, tmp_path):
     model, tokenizer = load(folder, device="cpu")
+    for dtype in ("float32", dtypes.name_of(narrow)):
+        with pytest.raises(subfit.SubFitError, match=f"the loaded model is {dtypes.name_of(narrow)} computed in float32"):
+            subfit.compress(model, tokenizer=tokenizer, dtype=dtype, **RUN)
     record = subfit.compress(model, tokenizer=tokenizer, output=tmp_path / "out", **RUN).record
     assert record["dtypes"] == {"weights": dtypes.name_of(narrow), "compute": "float32"}
     assert record["configuration"]["dtype"] == "auto"
