@@ -61,7 +61,7 @@ def _parser() -> Parser:
         parser.add_argument(f"--{argument.name}", nargs=many, type=int, help=text)
     parser.add_argument("--compile", action="store_true", help="Run both models through torch.compile.")
     parser.add_argument("--output", help="New folder for benchmark.json and the picture benchmark.png.")
-    parser.add_argument("--dtype", help="Data type of the weights [auto].")
+    parser.add_argument("--dtype", help="Data type of weights and computations [auto].")
     parser.add_argument("--device", help="Torch device [auto].")
     parser.add_argument("--trust_remote_code", action="store_true", help="Let code in a checkpoint run.")
     parser.add_argument("--json", action="store_true", help="Print the result as JSON.")

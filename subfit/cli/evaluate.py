@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--prompts", nargs="+", action="extend", default=[], metavar="TEXT", help=prompts)
     parser.add_argument("--new_tokens", type=int, default=40, help="Tokens to write after each prompt, at most [40].")
     parser.add_argument("--seed", type=int, default=0, help="Seed of sampling and of resampling [0].")
-    parser.add_argument("--dtype", default="auto", help="Data type of the weights [auto].")
+    parser.add_argument("--dtype", default="auto", help="Data type of weights and computations [auto].")
     parser.add_argument("--device", default="auto", help="Torch device [auto].")
     parser.add_argument("--batch_size", type=int, default=4, help="Windows, or sequences of 512 tokens, run at once [4].")
     parser.add_argument("--trust_remote_code", action="store_true", help="Let code in a checkpoint run.")
