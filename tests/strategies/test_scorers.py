@@ -148,5 +148,5 @@ def test_scorers_that_share_a_pass_score_as_each_alone(monkeypatch):
     calibration = Calibration(tiny_model(), tiny_tokens(4))
     scorers = [registry.make("scorers", name) for name in ("rotation", "random", "subfit", "rotation", "neighbourhood")]
     together = score_together(calibration, scorers)
-    assert passes == ["score"]
+    assert passes == ["scoring"]
     assert together == [score_sites(calibration, scorer) for scorer in scorers]
