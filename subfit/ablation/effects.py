@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from subfit.ablation.measures import Row, axis_label, is_numeric, varying
 from subfit.tracking.drawing import DARK, LABEL, STYLE, WIDTH, dot_colour, margins, name_rows, plain_logarithms, rows_height
 
-MARKERS = ("o", "D", "s", "^")  # of the values of a second axis, or of the texts
+MARKERS = ("o", "D", "s", "^", "v", "P", "X", "<", ">", "h")  # of the values of a second axis, or of the texts
 CLIPPED = 50  # times the lowest ratio: what is above is written at the edge
 LOST = "perplexity ratio to the dense model (← lower is better)"
 
