@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subfit.calibration.checks import check_positions, check_vocabulary, shared_windows
+from subfit.calibration.checks import check_positions, check_vocabulary, shared_windows, warn
 from subfit.calibration.sampling import sample
 from subfit.calibration.settings import Data
 from subfit.calibration.text import different_windows, draw_windows, first_windows, read_texts, text_windows
@@ -72,10 +72,15 @@ def _read(data: Data, source: str, count: int, length: int, model: Any, tokenize
     if source == "self":
         return sample(model, tokenizer, count, length, seed)
     where = " + ".join(data.path) if source == "text" else f"{data.dataset} ({data.split})"
-    windows = different_windows(text_windows(read_texts(data, tokenizer, seed, source), tokenizer, length))
+    files = data.files() if source == "text" else []
+    unread = iter(files)
+    windows = different_windows(text_windows(read_texts(data, unread, tokenizer, seed, source), tokenizer, length))
     if source == "text" and data.sampling == "random":
         tokens = draw_windows(windows, count, length, where, seed)
     else:
         tokens = first_windows(windows, count, length, where)
+        if left := len(list(unread)):
+            used = f"only the first {len(files) - left} of {len(files)} files are used, which have enough windows"
+            warn(f"{where}: {used}; `sampling: random` draws them from all")
     check_vocabulary(model, tokens, where)
     return tokens

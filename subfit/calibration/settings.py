@@ -31,9 +31,9 @@ class Data:
             chat template renders; `messages` is read where there is no column `text`. Empty texts are skipped.
         windows: number of windows, no two of them equal.
         length: tokens in a window.
-        sampling: which windows of a text: the `first` ones, or `random` ones, drawn by the run's seed. Of files, all of the
-            text is read, and each of its windows is equally likely; of a data set, which may be too large for that, the
-            rows are shuffled in a buffer of 10,000.
+        sampling: which windows: the `first` ones, where later files are read only if the earlier ones are too short, or
+            `random` ones, drawn by the run's seed. Of files, all of the text is then read, and each of its windows is
+            equally likely; of a data set, which may be too large for that, the rows are shuffled in a buffer of 10,000.
 
     Raises:
         SubFitError: if a value is not of its type, a source is unknown or named twice, what it needs is not given, or there

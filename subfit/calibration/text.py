@@ -3,7 +3,7 @@
 import hashlib
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -18,12 +18,16 @@ from subfit.errors import SubFitError
 BLOCK = 1 << 22  # characters of a text file that are read and tokenised at once
 
 
-def read_texts(data: Data, tokenizer: Any, seed: int, source: str) -> Iterator[str]:
-    """Yields the texts of `text` or `hub`: of a `.txt` file the whole, else one of each row, see `rows.texts`."""
+def read_texts(data: Data, files: Iterable[str], tokenizer: Any, seed: int, source: str) -> Iterator[str]:
+    """Yields the texts of `text` or `hub`: of a `.txt` file the whole, else one of each row, see `rows.texts`.
+
+    Args:
+        files: what `data.path` stands for; each is taken when it is read.
+    """
     if source == "hub":
         yield from texts(rows_of_hub(data, seed), data.column, tokenizer)
         return
-    for name in data.files():
+    for name in files:
         if suffix_of(name) == ".txt":
             yield from _blocks(name)
         else:

@@ -65,18 +65,23 @@ def run(arguments: list[str]) -> int:
         return 0
     from subfit import api  # imports torch, which help does not wait for
 
-    record = api.run(options).record
+    compression = api.run(options)
+    record = compression.record
     if not is_rank_zero():
         return 0
     if "--json" in flags:
         print(json.dumps(record, indent=2))
     else:
-        _show(record, options.output)
+        _show(record, options.output, has_code=bool(getattr(compression.model, "plugin_code", "")))
     return 0
 
 
-def _show(record: dict[str, Any], output: str | None) -> None:
-    """Prints what a compression did, and what to do next."""
+def _show(record: dict[str, Any], output: str | None, has_code: bool) -> None:
+    """Prints what a compression did, and what to do next.
+
+    Args:
+        has_code: whether the checkpoint has code of a plug-in, which must be allowed to run.
+    """
     size, quality = record["size"], record.get("evaluation")
     before, after = size["before"], size["after"]
     rows = [
@@ -101,6 +106,7 @@ def _show(record: dict[str, Any], output: str | None) -> None:
         return
     print(f"written to {output}, with the record compression.json and the picture scores.png")
     named = f"{shlex.quote(output)} --reference {shlex.quote(str(record['configuration']['model']))}"
+    named += " --trust_remote_code" if has_code else ""
     print(f"next:\n  subfit evaluate {named}\n  subfit benchmark {named}")
 
 

@@ -263,7 +263,8 @@ def build(spec: dict[str, Any], shared: Mapping[str, nn.Module]) -> nn.Module:
         return Shared(shared[spec["shared"]])
     found = globals().get(spec["class"]) or getattr(nn, spec["class"], None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"the bypass module {spec['class']!r} is neither in torch.nn nor in {__file__}")
+        remedy = "if it is in the checkpoint's own code, let that run: trust_remote_code"
+        raise ValueError(f"the bypass module {spec['class']!r} is neither in torch.nn nor in subfit; {remedy}")
     if "children" in spec:
         return found(*(build(child, shared) for child in spec["children"]))
     return found(**spec.get("arguments", {}))

@@ -42,6 +42,18 @@ def test_windows_of_a_text_that_repeats_itself_are_different(tmp_path, sampling)
         read_tokens(Data(**data, windows=8), None, tiny_tokenizer(), 0)
 
 
+def test_files_that_no_window_is_from_are_warned_of(tmp_path, caplog):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name}{i:03d}\n" for i in range(10)))
+    data = {"path": str(tmp_path), "length": 5}
+    for windows in ({"windows": 8, "sampling": "random"}, {"windows": 24}):
+        read_tokens(Data(**data, **windows), None, tiny_tokenizer(), 0)
+    assert not caplog.messages
+    read_tokens(Data(**data, windows=9), None, tiny_tokenizer(), 0, held_out=2)
+    (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path}: only the first 2 of 3 files are used, which have enough windows; `sampling")
+
+
 def test_shared_windows_are_found_wherever_they_begin():
     tokens = tiny_tokens(6, 16)
     assert shared_windows(tokens[2:4], tokens) == 2 and shared_windows(tiny_tokens(3, 16, seed=1), tokens) == 0

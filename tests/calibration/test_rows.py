@@ -34,7 +34,8 @@ def with_template():
 
 
 def texts_of(path, tokenizer=None, **options):
-    return list(read_texts(Data(path=path, **options), tokenizer or tiny_tokenizer(), 0, "text"))
+    data = Data(path=path, **options)
+    return list(read_texts(data, data.files(), tokenizer or tiny_tokenizer(), 0, "text"))
 
 
 def test_a_name_that_looks_like_a_glob_is_one_file(tmp_path):
@@ -114,4 +115,4 @@ def test_rows_of_the_hub_are_named(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     with pytest.raises(SubFitError, match=r"somebody/rows \(train\), row 2: text is None"):
-        list(read_texts(Data(dataset="somebody/rows"), tiny_tokenizer(), 0, "hub"))
+        list(read_texts(Data(dataset="somebody/rows"), [], tiny_tokenizer(), 0, "hub"))

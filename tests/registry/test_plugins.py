@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 
 import pytest
 from documents import ROOT, blocks
@@ -128,3 +129,26 @@ def test_a_file_without_strategies_and_a_missing_one(tmp_path, capsys):
     ):
         assert main(["list", "--plugins", str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+MODULE = """
+from subfit.bypass import Bypass
+from torch import nn
+class Twice(nn.Module):
+    def forward(self, x):
+        return 2 * x
+class Mine(Bypass):
+    def fit(self, branch, moments, shared):
+        return Twice()
+"""
+
+
+@pytest.mark.parametrize("source", [STRATEGY["attention_bypass"], MODULE])
+def test_the_commands_to_run_next_run_as_they_are_printed(tmp_path, model_folder, text_file, capsys, source):
+    (tmp_path / "mine.py").write_text(source)
+    size = ["--calibration.path", text_file, *SMALL, "--output", tmp_path / "out"]
+    bypass = ["--model", model_folder, "--attention_bypass", tmp_path / "mine.py"]
+    assert main([*map(str, ["compress", *bypass, *size])]) == 0
+    command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  subfit evaluate"))
+    assert command.endswith("--trust_remote_code") == (source == MODULE)
+    assert main([*shlex.split(command)[1:], "--prompts", "One", "--new_tokens", "2"]) == 0
