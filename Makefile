@@ -26,7 +26,7 @@ $(VENV)/.tests: $(VENV)/.runs
 demo: $(VENV)/.runs
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
 	@echo "1 of 3: compress a small language model, calibrated on text that it writes itself"
-	$(BIN)/subfit compress --config subfit --model $(MODEL) --sparsity 0.2 --calibration.windows 16 \
+	$(BIN)/subfit compress --config subfit --model $(MODEL) --sparsity 0.125 --calibration.windows 16 --calibration.length 256 \
 	    --evaluation.windows 0 --output $(DEMO)/model
 	@echo
 	@echo "2 of 3: compare it with the dense model, on text that the dense model writes and on the manual of Python"
