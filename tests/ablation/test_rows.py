@@ -76,6 +76,7 @@ def test_a_claim_is_one_processs_until_it_ends_or_is_killed(tmp_path):
     other = context.Process(target=hold, args=(tmp_path, taken))
     other.start()
     while not taken.value:
+        assert other.is_alive()
         time.sleep(0.05)
     rows = Rows(tmp_path, 1)
     with rows.claim("x") as mine, rows.claim("y") as free:
