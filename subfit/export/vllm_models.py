@@ -145,7 +145,7 @@ def _replacing(
     placed = set[str]()
     paths: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
-    def register(parent: nn.Module, name: str, module: nn.Module) -> nn.Module | None:
+    def register(parent: nn.Module, name: str, module: nn.Module) -> Any:
         known = next((n for n, layer in config.static_forward_context.items() if layer is module), paths.get(module))
         if known is not None and known.endswith(f".{name}"):
             paths[parent] = known.removesuffix(f".{name}")

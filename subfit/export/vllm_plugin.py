@@ -15,7 +15,6 @@ from subfit.model.modeling_subfit import check_format
 PREFIX = "SubFit"  # of the names by which vLLM knows the compressed architectures
 ARCHITECTURES = (  # those whose tokens were compared with transformers'
     "GPT2LMHeadModel",
-    "GPTNeoXForCausalLM",
     "Gemma2ForCausalLM",
     "Gemma3ForCausalLM",
     "GemmaForCausalLM",
@@ -50,7 +49,9 @@ class CompressedConfig(PreTrainedConfig):
         if dense not in ARCHITECTURES:
             raise ValueError(f"subfit: {dense} is not served by vLLM; these are: {', '.join(ARCHITECTURES)}")
         if "quantization_config" in config_dict:
-            raise ValueError("subfit: a quantised checkpoint of a compressed model is not served by vLLM; give it unquantised")
+            raise ValueError(
+                "subfit: a quantised checkpoint of a compressed model is not served by vLLM; give it unquantised"
+            )
         own = {"model_type": subfit["base_model_type"], "architectures": [PREFIX + dense]}
         native = {name: value for name, value in config_dict.items() if name != "auto_map"}  # no remote code is needed
         return CONFIG_MAPPING[subfit["base_model_type"]].from_dict(native | own, **kwargs)
