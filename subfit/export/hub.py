@@ -10,7 +10,7 @@ from subfit.errors import SubFitError
 from subfit.model.checkpoint import card
 from subfit.model.loading import is_compressed
 
-HTTP_ERROR = HfHubHTTPError.__mro__[1]  # of the HTTP client, which differs with the version of the hub's
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]  # of the HTTP client, which depends on the version
 
 
 def push(folder: str, repository: str, private: bool = False) -> str:

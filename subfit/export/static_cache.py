@@ -36,7 +36,8 @@ class ModelWithStaticCache(nn.Module):
             model(torch.zeros((batch_size, 1), dtype=torch.long, device=model.device), past_key_values=cache)
         cache.reset()
         self._cache = cache
-        self._held = [layer for layer in cache.layers if layer.keys is not None]
+        layers: list[Any] = cache.layers
+        self._held = [layer for layer in layers if layer.keys is not None]
         for i, layer in enumerate(self._held):
             for name in ("keys", "values", "cumulative_length"):
                 self.register_buffer(f"{name}_{i}", getattr(layer, name), persistent=False)

@@ -49,9 +49,7 @@ class CompressedConfig(PreTrainedConfig):
         if dense not in ARCHITECTURES:
             raise ValueError(f"subfit: {dense} is not served by vLLM; these are: {', '.join(ARCHITECTURES)}")
         if "quantization_config" in config_dict:
-            raise ValueError(
-                "subfit: a quantised checkpoint of a compressed model is not served by vLLM; give it unquantised"
-            )
+            raise ValueError("subfit: vLLM does not serve a compressed model whose checkpoint was quantised")
         own = {"model_type": subfit["base_model_type"], "architectures": [PREFIX + dense]}
         native = {name: value for name, value in config_dict.items() if name != "auto_map"}  # no remote code is needed
         return CONFIG_MAPPING[subfit["base_model_type"]].from_dict(native | own, **kwargs)
