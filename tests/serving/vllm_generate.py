@@ -60,4 +60,4 @@ if __name__ == "__main__":
             answer[name] = {"error": str(error)}
         gc.collect()
         cleanup_dist_env_and_memory()
-    Path(sys.argv[2]).write_text(json.dumps(answer))
+        Path(sys.argv[2]).write_text(json.dumps(answer))

@@ -49,7 +49,7 @@ def in_vllm(prompts: torch.Tensor, runs: dict, folder: Path, **environment: str)
     request.write_text(json.dumps({"prompts": prompts.tolist(), "count": NEW, "runs": runs}))
     command = [PYTHON, Path(__file__).with_name("vllm_generate.py"), request, answer]
     environment = {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **environment}
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(answer.read_text())
 
