@@ -17,6 +17,7 @@ from subfit.benchmarking.timing import interleave, medians, speed_up
 from subfit.benchmarking.workload import Workload, check_comparable
 from subfit.errors import SubFitError
 from subfit.export.engine import Demand, ServedModel, open_model
+from subfit.model.dtypes import name_of
 from subfit.model.loading import load
 from subfit.model.sizes import footprint
 
@@ -70,7 +71,7 @@ def _loaded(names: Mapping[str, str], options: Mapping[str, Any]) -> Iterator[tu
     """Two models and their tokenizers, in memory until the context ends."""
     models, tokenizers = dict[str, Any](), dict[str, Any]()
     models["compressed"], tokenizers["compressed"] = load(names["compressed"], **options)
-    same = {**options, "dtype": str(models["compressed"].dtype).removeprefix("torch.")}
+    same = {**options, "dtype": name_of(models["compressed"].dtype)}
     models["dense"], tokenizers["dense"] = load(names["dense"], **same)
     yield models, tokenizers
     models.clear()
@@ -113,7 +114,7 @@ def _folder(name: str, model: Any, tokenizer: Any, new: Path) -> Path:
 def _prefill(served: Mapping[str, ServedModel], tokens: Tensor, entry: Entry, workload: Workload) -> Entry:
     prompts = tokens.tolist()
     runs = {key: partial(_first_token, model, prompts) for key, model in served.items()}
-    seconds = interleave(runs, workload.repeats, workload.warmup, f"prefill {entry['prompt_length']}")
+    seconds = interleave(runs, workload.repeats, workload.warmup, f"timing prefill of {entry['prompt_length']} tokens")
     flops = entry["flops_per_token"]
     return {**entry, "seconds": medians(seconds), "speedup": speed_up(seconds, flops["dense"] / flops["compressed"])}
 
@@ -131,7 +132,7 @@ def _decoding(served: Mapping[str, ServedModel], tokens: Tensor, entry: Entry, w
         whole[key].append(first + rest)
         return rest
 
-    label = f"decode {len(prompts)} x {entry['context']}"
+    label = f"timing decoding of {len(prompts)} x {entry['context']} tokens"
     found = interleave({key: partial(run, key) for key in served}, workload.repeats, workload.warmup, label)
     seconds, requests = medians(found), medians({key: all_[workload.warmup :] for key, all_ in whole.items()})
     return {

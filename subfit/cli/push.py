@@ -4,10 +4,12 @@ import json
 
 from subfit.cli.arguments import Parser
 
+EXAMPLES = ("subfit push compressed USER/NAME", "subfit push compressed USER/NAME --private")
+
 
 def run(arguments: list[str]) -> int:
     """Runs `subfit push`."""
-    parser = Parser("subfit push", "Uploads a compressed model to the hub, with a model card of its results.")
+    parser = Parser("subfit push", "Uploads a compressed model to the hub, with a model card of its results.", EXAMPLES)
     parser.add_argument("folder", help="Folder that subfit compress wrote.")
     parser.add_argument("repository", help="Name on the hub, USER/NAME; made if there is none.")
     parser.add_argument("--private", action="store_true", help="Make a new repository private.")
