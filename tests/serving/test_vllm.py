@@ -40,7 +40,6 @@ CASES = {  # what else may stand in the place of a submodule, and where
 }
 REFUSED = {  # by what is given or what was done; the message
     "adapters": ({"enable_lora": True}, "subfit: LoRA adapters cannot be used with a compressed model in vLLM"),
-    "quantisation": ({"quantization": "fp8"}, "subfit: quantization cannot be used with a compressed model in vLLM"),
 }
 
 
