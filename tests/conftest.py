@@ -51,7 +51,7 @@ FAMILIES = {
 def tiny_model(family: str = "llama", **changes):
     """Returns a small model with random weights of an architecture of transformers."""
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[family](**{**SMALL, **FAMILIES[family], **changes})
+    config = CONFIG_MAPPING[family](**{**SMALL, **FAMILIES.get(family, {}), **changes})
     model = AutoModelForCausalLM.from_config(config).eval()
     for p in model.parameters():  # at their usual size, the branches of a random model add next to nothing
         if p.ndim > 1:

@@ -4,15 +4,16 @@ import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, Literal
 
 from subfit import registry
 from subfit.benchmarking.compression_cost import compression_costs
+from subfit.benchmarking.engine_speed import compare_in_engine
 from subfit.benchmarking.random_weights import random_models
 from subfit.benchmarking.speed import compare_speed, setting
 from subfit.benchmarking.workload import Workload, check_comparable
 from subfit.bypass import Substitute
-from subfit.config import DEFAULTS, resolve
+from subfit.config import DEFAULTS, Recipe, resolve
 from subfit.errors import SubFitError
 from subfit.model import checkpoint
 from subfit.model.dtypes import compute_natively, name_of, rounding_of, saved_dtype
@@ -33,6 +34,8 @@ def benchmark(
     ffn_bypass: Substitute | str | Mapping[str, Any] = DEFAULTS["ffn_bypass"],
     workload: Workload | None = None,
     compile: bool = False,
+    engine: Literal["transformers", "vllm"] = "transformers",
+    engine_python: str | None = None,
     output: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -47,7 +50,9 @@ def benchmark(
         sparsity, attention_bypass, ffn_bypass: what the compressed one has then, and how the dense one is compressed where
             that is timed; bypasses are given as for `compress`.
         workload: what is timed.
-        compile: whether to run both models through `torch.compile`.
+        compile: whether to run both models through `torch.compile`, or to let the engine compile them.
+        engine: what runs the models; see `engine_speed.compare_in_engine` for those that are not transformers.
+        engine_python: the Python of the environment that the engine is installed in; this one if not given.
         dtype, device, trust_remote_code: as for `load`.
         output: folder to write `benchmark.json` and `benchmark.png`, a picture of the speed, to; it must not exist. Nothing
             is written if not given.
@@ -65,30 +70,43 @@ def benchmark(
     given = {"attention_bypass": attention_bypass, "ffn_bypass": ffn_bypass, "sparsity": sparsity}
     recipe = resolve(given).recipe
     options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    result: dict[str, Any] = {"model": model or random_weights, "reference": reference, "workload": asdict(workload)}
+    if engine != "transformers":
+        if random_weights or not model or not reference:
+            raise SubFitError(f"with engine {engine}, give a compressed model and its dense reference")
+        names = {"dense": reference, "compressed": model}
+        result |= compare_in_engine(names, engine, engine_python, workload, compile, options)
+    elif engine_python:
+        raise SubFitError("engine_python is of another engine; give engine, too")
+    else:
+        dense, compressed = _models(model, reference, random_weights, recipe, workload.seed, options)
+        check_comparable(dense, compressed, workload)
+        result |= {
+            "setting": {**setting(dense), "compiled": compile},
+            "size": {"dense": footprint(dense), "compressed": footprint(compressed)},
+            **compare_speed(dense, compressed, workload, compile),
+            "compression": compression_costs(dense, recipe, workload),
+        }
+    if output is not None:
+        _save(result, output)
+    return result
+
+
+def _models(
+    model: str | None, reference: str | None, random_weights: str | None, recipe: Recipe, seed: int, options: dict[str, Any]
+) -> tuple[Any, Any]:
+    """The dense and the compressed model."""
     if random_weights and not (model or reference):
         bypasses = recipe.attention_bypass, recipe.ffn_bypass
         with Stage("building models with random weights"):
-            dense, compressed = random_models(random_weights, sparsity, *bypasses, seed=workload.seed, **options)
-    elif model and reference and not random_weights:
+            return random_models(random_weights, recipe.sparsity, *bypasses, seed=seed, **options)
+    if model and reference and not random_weights:
         compressed = load(model, **options)[0]
         dense = load(reference, **options | {"dtype": name_of(saved_dtype(compressed))})[0]
         if rounding_of(compressed) is not None:
             compute_natively(dense, dense.device)
-    else:
-        raise SubFitError("give a compressed model and its dense reference, or random_weights alone")
-    check_comparable(dense, compressed, workload)
-    result = {
-        "model": model or random_weights,
-        "reference": reference,
-        "setting": {**setting(dense), "compiled": compile},
-        "workload": asdict(workload),
-        "size": {"dense": footprint(dense), "compressed": footprint(compressed)},
-        **compare_speed(dense, compressed, workload, compile),
-        "compression": compression_costs(dense, recipe, workload),
-    }
-    if output is not None:
-        _save(result, output)
-    return result
+        return dense, compressed
+    raise SubFitError("give a compressed model and its dense reference, or random_weights alone")
 
 
 def _save(result: dict[str, Any], output: str) -> None:

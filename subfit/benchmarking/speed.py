@@ -98,10 +98,40 @@ def setting(model: Any) -> dict[str, Any]:
     }
 
 
+def prefill_flops(model: Any, tokens: Tensor) -> float:
+    """Returns the FLOPs for each token of reading prompts (batch, tokens), with the logits of the next token alone."""
+    return count_flops(partial(Runner(model).prefill, tokens))["Global"] / tokens.numel()
+
+
+def decoding_counts(model: Any, context: Tensor, token: Tensor) -> dict[str, float]:
+    """Returns what a model computes and reads for each token (batch, 1) that it decodes after a context (batch, tokens).
+
+    Returns:
+        `flops_per_token`; `bytes_per_token`, of the weights and of the cache; and the `kv_bytes` of the whole context.
+    """
+    runner, batch = Runner(model), len(context)
+    cache = runner.fill(context, 1)
+    held = cache_bytes(cache)
+    return {
+        "flops_per_token": count_flops(partial(runner.decode, token, cache))["Global"] / batch,
+        "bytes_per_token": (step_bytes(model, batch) + held) / batch,
+        "kv_bytes": held,
+    }
+
+
+def transposed(counts: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Returns counts by what is counted and then by model, given by model and then by what is counted."""
+    return {key: {name: count[key] for name, count in counts.items()} for key in next(iter(counts.values()))}
+
+
+def ideal_decoding(counts: Mapping[str, Mapping[str, float]]) -> float:
+    """Returns the ratio of the bytes that decoding a token reads, dense to compressed."""
+    return counts["dense"]["bytes_per_token"] / counts["compressed"]["bytes_per_token"]
+
+
 def _prefill(runners: Mapping[str, Runner], tokens: Tensor, workload: Workload) -> dict[str, Any]:
     length = tokens.shape[1]
-    counts = {name: count_flops(partial(Runner(runner.model).prefill, tokens)) for name, runner in runners.items()}
-    flops = {name: count["Global"] / length for name, count in counts.items()}
+    flops = {name: prefill_flops(runner.model, tokens) for name, runner in runners.items()}
     runs = {name: partial(seconds_of, partial(runner.prefill, tokens), tokens.device) for name, runner in runners.items()}
     found, ratio = (
         _measure(runners, runs, workload, f"timing prefill of {length} tokens"),
@@ -119,15 +149,7 @@ def _prefill(runners: Mapping[str, Runner], tokens: Tensor, workload: Workload) 
 def _decoding(runners: Mapping[str, Runner], tokens: Tensor, workload: Workload) -> dict[str, Any]:
     batch, steps = len(tokens), workload.new_tokens
     context, new = tokens[:, :-steps], tokens[:, -steps:]
-    flops: dict[str, float] = {}
-    held: dict[str, int] = {}
-    read: dict[str, float] = {}
-    for name, runner in runners.items():
-        eager = Runner(runner.model)
-        cache = eager.fill(context, steps)
-        held[name] = cache_bytes(cache)
-        read[name] = (step_bytes(runner.model, batch) + held[name]) / batch
-        flops[name] = count_flops(partial(eager.decode, new[:, :1], cache))["Global"] / batch
+    counts = {name: decoding_counts(runner.model, context, new[:, :1]) for name, runner in runners.items()}
 
     def generate(runner: Runner) -> float:
         cache = runner.fill(context, steps)
@@ -143,10 +165,8 @@ def _decoding(runners: Mapping[str, Runner], tokens: Tensor, workload: Workload)
         **found,
         "seconds": seconds,
         "tokens_per_second": {name: batch * steps / value for name, value in seconds.items()},
-        "flops_per_token": flops,
-        "bytes_per_token": read,
-        "kv_bytes": held,
-        "speedup": speed_up(found["seconds"], read["dense"] / read["compressed"]),
+        **transposed(counts),
+        "speedup": speed_up(found["seconds"], ideal_decoding(counts)),
     }
 
 

@@ -60,6 +60,8 @@ def _parser() -> Parser:
         many = "*" if (argument.annotation or "").startswith("Sequence") else None
         parser.add_argument(f"--{argument.name}", nargs=many, type=int, help=text)
     parser.add_argument("--compile", action="store_true", help="Run both models through torch.compile.")
+    parser.add_argument("--engine", help="What runs the models: transformers or vllm [transformers].")
+    parser.add_argument("--engine_python", help="Python of the environment that the engine is in [this one].")
     parser.add_argument("--output", help="New folder for benchmark.json and the picture benchmark.png.")
     parser.add_argument("--dtype", help="Data type of weights and computations [auto].")
     parser.add_argument("--device", help="Torch device [auto].")
@@ -86,14 +88,16 @@ def _show(result: dict[str, Any], output: str | None) -> None:
         name = f"prefill {entry['prompt_length']:,}"
         speed.append([name, *(f"{1000 * entry['seconds'][key]:,.0f} ms" for key in BOTH), *_ratios(entry["speedup"])])
         count(f"{name}: MFLOP per token", **entry["flops_per_token"], unit=1e6)
-        count(f"{name}: peak memory, MiB", **entry["peak_bytes"], unit=MIB)
+        if "peak_bytes" in entry:
+            count(f"{name}: peak memory, MiB", **entry["peak_bytes"], unit=MIB)
     for entry in result["decoding"]:
         name = f"decode {entry['batch_size']} x {entry['context']:,}"
         speed.append([name, *(f"{entry['tokens_per_second'][key]:,.1f} / s" for key in BOTH), *_ratios(entry["speedup"])])
         count(f"{name}: MiB read per token", **entry["bytes_per_token"], unit=MIB)
         count(f"{name}: MFLOP per token", **entry["flops_per_token"], unit=1e6)
         count(f"{name}: KV cache, MiB", **entry["kv_bytes"], unit=MIB)
-        count(f"{name}: peak memory, MiB", **entry["peak_bytes"], unit=MIB)
+        if "peak_bytes" in entry:
+            count(f"{name}: peak memory, MiB", **entry["peak_bytes"], unit=MIB)
     show_table("counted", ("", *BOTH, "ratio"), counted, note="Lower is better.")
     if speed:
         explained = (
@@ -104,11 +108,26 @@ def _show(result: dict[str, Any], output: str | None) -> None:
         show_table("speed", ("", *BOTH, "speed-up", "ideal", "reached", "saved"), speed, note=explained)
     if result["compression"]:
         _show_compression(result["compression"])
-    breaks = [entry["graph_breaks"] for entry in (*result["prefill"], *result["decoding"]) if setting["compiled"]]
-    mode = f"compiled, {sum(sum(found.values()) for found in breaks)} graph breaks" if setting["compiled"] else "eager"
+    if "engine" in result:
+        _show_engine(result)
+    breaks = [entry["graph_breaks"] for entry in (*result["prefill"], *result["decoding"]) if "graph_breaks" in entry]
+    mode = "compiled" if setting["compiled"] else "eager"
+    mode += f", {sum(sum(found.values()) for found in breaks)} graph breaks" if breaks else ""
     print(f"{setting['device']}, {setting['threads']} threads, {setting['dtype']}, {mode}")
     if output:
         print(f"written to {output}: benchmark.json" + (" and the picture benchmark.png" if speed else ""))
+
+
+def _show_engine(result: dict[str, Any]) -> None:
+    """What only another engine says: the cache that it keeps, and the requests that it answers."""
+    cache = result["engine"]["cache"]
+    rows = [["KV cache, bytes per token", *(f"{cache[key]['bytes_per_token']:,.0f}" for key in BOTH)]]
+    if all(cache[key]["tokens"] for key in BOTH):
+        rows.append(["tokens in the memory for it", *(f"{cache[key]['tokens']:,}" for key in BOTH)])
+    for entry in result["decoding"]:
+        name = f"requests per second, {entry['batch_size']} x {entry['context']:,} + {entry['new_tokens']}"
+        rows.append([name, *(f"{entry['requests_per_second'][key]:,.2f}" for key in BOTH)])
+    show_table(result["engine"]["version"], ("", *BOTH), rows)
 
 
 def _show_compression(entries: list[dict[str, Any]]) -> None:

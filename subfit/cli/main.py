@@ -21,6 +21,7 @@ COMMANDS = {
     "benchmark": "speed and memory of a compressed model, beside the dense one",
     "ablate": "run the cells of a grid, which share what they have in common",
     "report": "one page, with pictures, on what ablations have found",
+    "push": "upload a compressed model to the hub",
     "list": "the scorers, selectors, bypasses and presets there are",
 }
 

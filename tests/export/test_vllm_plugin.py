@@ -1,0 +1,79 @@
+"""What the plug-in for vLLM accepts and refuses, where vLLM is not installed: the rest is in tests/serving."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from compressed import compressed
+from transformers import LlamaConfig
+
+from subfit.export.vllm_plugin import CompressedConfig, CompressedSettings
+
+ALONE = """
+import sys
+import transformers.models.auto.modeling_auto
+before = set(sys.modules)
+import subfit.export.vllm_plugin
+added = {name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
+assert added <= {"subfit", "torch", "transformers"}, added
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The config.json of compressed models by family."""
+    found = {}
+    for family in ("llama", "gpt_neox", "mixtral"):
+        folder = tmp_path_factory.mktemp(family)
+        names = [f"ffn.{layer}" for layer in range(4)] if family == "mixtral" else ["attention.0", "ffn.1"]
+        compressed(family, names).save_pretrained(folder)
+        found[family] = json.loads((folder / "config.json").read_text())
+    return found
+
+
+def settings(config, **given):
+    refused = {"quant_config": None, "lora_config": None, "speculative_config": None, **given}
+    cache = SimpleNamespace(enable_prefix_caching=True)
+    return SimpleNamespace(model_config=SimpleNamespace(hf_config=config), cache_config=cache, **refused)
+
+
+def test_the_plug_in_needs_torch_and_transformers_only():
+    subprocess.run([sys.executable, "-c", ALONE], check=True)
+
+
+def test_a_compressed_configuration_is_its_dense_one_with_another_architecture(saved):
+    found = CompressedConfig.from_dict(saved["llama"])
+    assert type(found) is LlamaConfig and found.architectures == ["SubFitLlamaForCausalLM"]
+    assert found.subfit == saved["llama"]["subfit"] and not hasattr(found, "auto_map")
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("gpt_neox", {}, "subfit: GPTNeoXForCausalLM is not served by vLLM; these are: "),
+        ("llama", {"quantization_config": {"quant_method": "awq"}}, "subfit: vLLM does not serve .* was quantised"),
+        ("llama", {"subfit": {"format_version": 99}}, "written by a newer subfit"),
+    ],
+)
+def test_what_vllm_cannot_serve_is_refused(saved, family, changes, message):
+    with pytest.raises(ValueError, match=message):
+        CompressedConfig.from_dict({**saved[family], **changes})
+
+
+def test_settings_that_would_give_other_results_are_refused_by_name(saved):
+    config = CompressedConfig.from_dict(saved["llama"])
+    CompressedSettings.verify_and_update_config(settings(config))
+    for name, what in [("quant_config", "quantization"), ("lora_config", "LoRA"), ("speculative_config", "speculative")]:
+        with pytest.raises(ValueError, match=f"subfit: {what}"):
+            CompressedSettings.verify_and_update_config(settings(config, **{name: object()}))
+    with pytest.raises(ValueError, match="all FeedForwards are replaced"):
+        CompressedSettings.verify_and_update_config(settings(CompressedConfig.from_dict(saved["mixtral"])))
+
+
+def test_without_any_attention_there_is_no_prefix_caching(saved):
+    sites = [{"kind": "attention"}] * 4
+    found = settings(CompressedConfig.from_dict({**saved["llama"], "subfit": {**saved["llama"]["subfit"], "sites": sites}}))
+    CompressedSettings.verify_and_update_config(found)
+    assert found.cache_config.enable_prefix_caching is False
