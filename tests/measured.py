@@ -43,7 +43,7 @@ PLAIN = [
         r"\b\d+ % of (?:the )?removed parameters\b",
         r"\b95 % (?:\w+ )?(?:confidence )?intervals?\b",
         rf"\b(?:at|of|from|up to) {SPARSITY} %(?:(?:,| and| to) {SPARSITY} %)*",
-        r"\barXiv \d+\.\d+|\b(?:Python|Llama|Gemma|Qwen|SmolLM|vLLM|transformers|torch)[ -]?\d+(?:\.\d+)*",
+        r"\barXiv \d+\.\d+|\b(?:Python|Llama|Gemma|OLMo|Qwen|SmolLM|vLLM|transformers|torch)[ -]?\d+(?:\.\d+)*",
         r"\b\d+(?:st|nd|rd|th)\b|\b20\d\d(?:-\d\d)*\b|^\d+\. ",
     )
 ]
