@@ -60,8 +60,13 @@ class Stage:
         self._start = time.monotonic()
         _stages.append(self)
         if len(_stages) == 1:
-            self._context.enter_context(_without_other_bars())
-            self._context.enter_context(show_above(None) if is_on_terminal() else _lines())
+            try:
+                self._context.enter_context(_without_other_bars())
+                self._context.enter_context(show_above(None) if is_on_terminal() else _lines())
+            except BaseException:  # an interruption, after which `__exit__` is not called
+                _stages.clear()
+                self._context.close()
+                raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
@@ -128,11 +133,12 @@ def show_above(above: Callable[[], RenderableType] | None) -> Iterator[None]:
         return
     console = Console(stderr=True)
     live = Live(console=console, get_renderable=lambda: _shown(console, above), transient=True, redirect_stdout=False)
+    _live = live
     try:
-        with live:
-            _live = live
-            yield
-    finally:
+        live.start()
+        yield
+    finally:  # an interruption while it starts included
+        live.stop()
         _live = None
 
 

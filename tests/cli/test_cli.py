@@ -243,7 +243,7 @@ def test_an_interrupted_run_leaves_no_folder_and_a_clean_terminal(model_folder, 
     code = slow + "import sys; from subfit.cli.main import main; sys.exit(main(sys.argv[1:]))"
     options = ["--calibration.path", str(text_file), "--calibration.length", "64", "--output", "model"]
     process = Terminal([sys.executable, "-c", code, "compress", "--model", str(model_folder), *options], tmp_path)
-    process.wait_for(f"{stage} ")
+    process.wait_for(stage)  # or has just ended
     if stage == "writing":
         time.sleep(1)
     process.send_signal(number)

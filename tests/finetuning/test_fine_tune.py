@@ -218,7 +218,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_the_fit_kept(tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"not a checkpoint")
     record = tuned(settings(5), Log(None, str(tmp_path / "last.ckpt"))).record["finetune"]
     assert record["kept"] == "closed-form" and "cannot be read" in record["stopped"]
-    with pytest.raises(SubFitError, match="no checkpoint .*other.ckpt"):
+    with pytest.raises(SubFitError, match="the checkpoint .*other.ckpt does not exist"):
         Log(None, str(tmp_path / "other.ckpt"))
 
 
