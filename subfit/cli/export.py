@@ -6,10 +6,15 @@ from typing import Any
 
 from subfit.cli.arguments import Parser
 
+EXAMPLES = (
+    "subfit export compressed compressed.gguf",
+    "subfit export compressed compressed-q8_0.gguf --type q8_0 --verify",
+)
+
 
 def run(arguments: list[str]) -> int:
     """Runs `subfit export`; the exit code is 1 if what was written differs from the model by more than it may."""
-    parser = Parser("subfit export", "Writes a model as a file that llama.cpp, Ollama and LM Studio read.")
+    parser = Parser("subfit export", "Writes a model as a file that llama.cpp, Ollama and LM Studio read.", EXAMPLES)
     parser.add_argument("model", help="The model: folder of a compressed one, or a dense one.")
     parser.add_argument("output", help="The file to write, OUT.gguf.")
     types = "Data type of the matrices: f32, f16, bf16, q8_0, or by llama.cpp q4_k_m, q5_k_m, q6_k [the model's]."

@@ -15,7 +15,9 @@ from subfit.export.gguf_tokenizer import Vocabulary, vocabulary_of
 from subfit.export.gguf_verification import verify_gguf
 from subfit.export.llama_engine import QUANTISED, quantise, require
 from subfit.export.llama_family import plan_of
+from subfit.model.dtypes import saved_dtype
 from subfit.model.loading import load
+from subfit.progress import Stage
 from subfit.tracking.atomic import whole_file
 
 CACHE_BYTES = 2  # of a number in llama.cpp's cache, by default
@@ -47,14 +49,17 @@ def export_gguf(
     _check(path, type, verify)
     opened, tokenizer = load(model, trust_remote_code=trust_remote_code)
     plan, vocabulary = prepare(opened, tokenizer)
-    kind = TYPE_OF[opened.dtype] if type == "auto" else type
+    kind = TYPE_OF[saved_dtype(opened)] if type == "auto" else type
     about = _about(model, opened)
     try:
-        with whole_file(path) as partial:
+        with Stage(f"writing {output}"), whole_file(path) as partial:
             _write(partial, plan, vocabulary, about, kind)
     except OSError as error:
         raise SubFitError(f"cannot write {output}: {error}; nothing was left there") from error
-    verification = verify_gguf(path, opened, tokenizer, kind) if verify else None
+    verification = None
+    if verify:
+        with Stage(f"comparing {output} with the model"):
+            verification = verify_gguf(path, opened, tokenizer, kind)
     return {
         "output": output,
         "bytes": path.stat().st_size,

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from subfit.errors import SubFitError
@@ -33,7 +34,7 @@ def quantise(source: Path, target: Path, kind: str) -> None:
     lib, log = _library()
     settings = lib.llama_model_quantize_default_params()
     settings.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
-    settings.nthread = len(os.sched_getaffinity(0))
+    settings.nthread = torch.get_num_threads()
     settings.allow_requantize = True  # of bfloat16
     if lib.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(settings)) != 0:
         raise SubFitError(f"llama.cpp cannot quantise the file to {kind}: {_last(log)}")
@@ -58,7 +59,7 @@ class Engine:
         if not self._model:
             raise SubFitError(f"llama.cpp cannot open {path}: {_last(log)}")
         params = self._lib.llama_context_default_params()
-        size, threads = context * sequences, len(os.sched_getaffinity(0))
+        size, threads = context * sequences, torch.get_num_threads()
         given = {"n_ctx": size, "n_batch": size, "n_ubatch": min(size, 512), "n_seq_max": sequences, **settings}
         for name, value in {"n_threads": threads, "n_threads_batch": threads, **given}.items():
             setattr(params, name, value)
@@ -101,12 +102,13 @@ class Engine:
             self._lib.llama_batch_free(batch)
         rows = sequences * (n if every else 1)
         found = np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (rows, self._tokens))
-        return np.array(found, np.float32).reshape(sequences, -1, self._tokens)
+        return found.reshape(sequences, -1, self._tokens).copy()  # llama.cpp writes there again
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Returns the logits (n, vocabulary) of a text."""
         self.clear()
-        return self.read(np.array([tokens]), 0, every=True)[0]
+        read: NDArray[np.float32] = self.read(np.array([tokens]), 0, every=True)[0]
+        return read
 
     def generate(self, prompt: Sequence[int], count: int) -> list[int]:
         """Returns the likeliest `count` tokens after a prompt, one after the other."""
@@ -124,14 +126,14 @@ class Engine:
         n = self._lib.llama_tokenize(self._vocabulary, data, len(data), room, len(room), special, special)
         return list(room[:n])
 
-    def cache_bytes(self, length: int = 64) -> int:
+    def cache_bytes(self) -> int:
         """Returns the bytes of the cache for each token of one sequence, as it saves them: keys, values and some others."""
         sizes = []
-        for n in (length, 2 * length):
+        for n in (1, 2):
             self.clear()
             self.read(np.full((1, n), self._tokens // 2), 0)
             sizes.append(self._lib.llama_state_seq_get_size(self._context, 0))
-        return int(sizes[1] - sizes[0]) // length
+        return int(sizes[1] - sizes[0])
 
 
 _log: list[str] = []
