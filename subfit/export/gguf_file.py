@@ -27,13 +27,14 @@ def write_gguf(path: Path, plan: Plan, vocabulary: Vocabulary, about: dict[str, 
     """Writes a file, one tensor at a time: matrices in the data type `kind`, a key of `TYPES`; all else in float32.
 
     Args:
-        about: what is said of the model, by the file's own keys, such as `general.name`; strings and lists of strings.
+        about: what is said of the model, by the file's own keys, such as `general.name`.
     """
     logging.getLogger("gguf").setLevel(logging.WARNING)  # it tells each step
     writer = GGUFWriter(path, "deci")
     writer.add_type(gguf.GGUFType.MODEL)
     for key, value in about.items():
-        (writer.add_string if isinstance(value, str) else writer.add_array)(key, value)
+        add = {str: writer.add_string, int: writer.add_uint32, list: writer.add_array}[type(value)]
+        add(key, value)
     wanted, file_type = TYPES[kind]
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -7,6 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from subfit.errors import SubFitError
 from subfit.export.deci import Plan
 from subfit.export.deci_graph import check_plan
@@ -47,7 +49,7 @@ def export_gguf(
     """
     path = Path(output)
     _check(path, type, verify)
-    opened, tokenizer = load(model, trust_remote_code=trust_remote_code)
+    opened, tokenizer = load(model, device="cpu", trust_remote_code=trust_remote_code)
     plan, vocabulary = prepare(opened, tokenizer)
     kind = TYPE_OF[saved_dtype(opened)] if type == "auto" else type
     about = _about(model, opened)
@@ -59,7 +61,7 @@ def export_gguf(
     verification = None
     if verify:
         with Stage(f"comparing {output} with the model"):
-            verification = verify_gguf(path, opened, tokenizer, kind)
+            verification = verify_gguf(path, opened, tokenizer, kind, plan.head_size)
     return {
         "output": output,
         "bytes": path.stat().st_size,
@@ -122,12 +124,16 @@ def _about(name: str, model: Any) -> dict[str, Any]:
     record, replaced = Path(name) / "compression.json", _replaced(model)
     base = json.loads(record.read_text()).get("configuration", {}).get("model") if record.is_file() else None
     about: dict[str, Any] = {"general.name": Path(name).absolute().name if Path(name).exists() else name}
+    card = Path(name) / "README.md"
+    license = ModelCard.load(card).data.license if card.is_file() else None
+    if isinstance(license, str):
+        about["general.license"] = license
     if not replaced:
         return about
-    said = f"{base or 'A dense model'}, compressed with SubFit: {len(replaced)} submodules replaced by fitted bypasses"
+    said = f"{base or 'A model'}, compressed with SubFit: {len(replaced)} submodules replaced by fitted bypasses"
     about |= {"general.description": said, "general.tags": ["subfit", "compressed"]}
     about |= {"subfit.version": version("subfit"), "subfit.replaced": replaced}
-    return about | ({"subfit.base_model": base} if base else {})
+    return about | ({"general.base_model.count": 1, "general.base_model.0.name": base} if base else {})
 
 
 def _notes(plan: Plan, vocabulary: Vocabulary, model: Any) -> list[str]:

@@ -21,6 +21,7 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "small"
     compressed("llama", names_of(1), spec("low_rank")).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# small\n")
     (folder / "compression.json").write_text(json.dumps({"configuration": {"model": "the/base"}}))
     return folder
 
@@ -38,7 +39,8 @@ def test_a_file_holds_the_plan_and_says_what_it_is(checkpoint, tmp_path, capsys)
     found = contents(tmp_path / "small.gguf")
     assert found["general.architecture"] == "deci"
     assert found["general.name"] == "small"
-    assert found["subfit.base_model"] == "the/base"
+    assert found["general.base_model.0.name"] == "the/base"
+    assert found["general.license"] == "apache-2.0"
     assert found["subfit.replaced"] == names_of(1)
     assert found["deci.block_count"] == result["layers"] == 5
     assert found["deci.attention.head_count_kv"] == [2, 0, 0, 2, 2]
