@@ -75,7 +75,7 @@ $(LLAMA)/.ready: $(VENV)/.runs
 	touch $@
 
 test-serving: $(VENV)/.tests $(VLLM)/.ready $(LLAMA)/.ready
-	PYTHONPATH=$(LLAMA) $(BIN)/python -m pytest tests/serving
+	PYTHONPATH=$(CURDIR)/$(LLAMA) $(BIN)/python -m pytest tests/serving
 
 format: $(VENV)/.tests
 	$(BIN)/ruff check --fix .

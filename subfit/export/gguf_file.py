@@ -33,8 +33,10 @@ def write_gguf(path: Path, plan: Plan, vocabulary: Vocabulary, about: dict[str, 
     writer = GGUFWriter(path, "deci")
     writer.add_type(gguf.GGUFType.MODEL)
     for key, value in about.items():
-        add = {str: writer.add_string, int: writer.add_uint32, list: writer.add_array}[type(value)]
-        add(key, value)
+        if isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            (writer.add_string if isinstance(value, str) else writer.add_array)(key, value)
     wanted, file_type = TYPES[kind]
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

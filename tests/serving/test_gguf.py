@@ -1,5 +1,7 @@
 """Files for llama.cpp, opened by llama.cpp: tiny models."""
 
+import json
+import shlex
 import unicodedata
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from conftest import names_of
 from exported import BYPASSES, PLACES, compressed, dense, spec, tokenizer
 from tokenizers_of import TEXT, byte_level, sentence_piece
 
+from subfit.cli.main import main
 from subfit.export.gguf_file import write_gguf
 from subfit.export.llama_cpp import prepare
 from subfit.export.llama_engine import PLAIN, Engine
@@ -109,3 +112,17 @@ def test_texts_have_equal_tokens(name, tmp_path):
             assert engine.tokenize(normal, special=True) == made(normal)["input_ids"]
         turn = made.apply_chat_template([{"role": "user", "content": "Well?"}], tokenize=False)
         assert engine.tokenize(turn, special=True)[-3:] == made(turn)["input_ids"][-3:]
+
+
+def test_both_models_are_timed_in_llama_cpp(tokens, tmp_path, capsys):
+    for name, model in (("dense", dense()), ("small", compressed("llama", ["attention.1", "ffn.2"], spec("low_rank")))):
+        model.save_pretrained(tmp_path / name)
+        tokens.save_pretrained(tmp_path / name)
+    sizes = shlex.split("--prompt_lengths 32 --contexts 16 --batch_sizes 1 3 --new_tokens 4 --repeats 2 --warmup 1 --json")
+    models = [str(tmp_path / "small"), "--reference", str(tmp_path / "dense")]
+    assert main(["benchmark", *models, "--engine", "llama.cpp", *sizes]) == 0
+    result = json.loads(capsys.readouterr().out)
+    cache = {key: its["bytes_per_token"] for key, its in result["engine"]["cache"].items()}
+    assert cache["compressed"] / cache["dense"] == pytest.approx(3 / 4, rel=0.02)
+    assert [entry["batch_size"] for entry in result["decoding"]] == [1, 3]
+    assert all(entry["speedup"]["measured"] > 0 for entry in (*result["prefill"], *result["decoding"]))
