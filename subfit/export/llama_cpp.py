@@ -30,7 +30,8 @@ def export_gguf(
 ) -> dict[str, Any]:
     """Writes a model, dense or compressed, as a GGUF file of llama.cpp's architecture `deci`.
 
-    It is complete or not there. Before it is written, what llama.cpp will compute of it is compared with the model.
+    It is complete or not there. Before it is written, what llama.cpp will compute of it is compared with the model in
+    float32, which takes four bytes of memory for each parameter.
 
     Args:
         model: folder of a compressed model, or a dense one, as for `load`.
@@ -50,8 +51,8 @@ def export_gguf(
     path = Path(output)
     _check(path, type, verify)
     opened, tokenizer = load(model, device="cpu", trust_remote_code=trust_remote_code)
-    plan, vocabulary = prepare(opened, tokenizer)
     kind = TYPE_OF[saved_dtype(opened)] if type == "auto" else type
+    plan, vocabulary = prepare(opened.float(), tokenizer)  # the same weights: a check in fewer bits would see little
     about = _about(model, opened)
     try:
         with Stage(f"writing {output}"), whole_file(path) as partial:
@@ -76,7 +77,7 @@ def export_gguf(
 
 
 def prepare(model: Any, tokenizer: Any) -> tuple[Plan, Vocabulary]:
-    """Returns what a file holds of a model and of its tokenizer.
+    """Returns what a file holds of a model, which computes in float32, and of its tokenizer.
 
     Raises:
         SubFitError: if llama.cpp cannot compute the model, or has no such tokenizer.

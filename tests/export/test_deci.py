@@ -154,12 +154,6 @@ def test_a_plan_that_computes_something_else_is_refused():
         check_plan(plan, model)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_plan_of_rounded_weights_is_accepted(dtype):
-    model = compressed("llama", names_of(1), spec("low_rank")).to(dtype)
-    check_plan(plan_of(model), model)
-
-
 def test_the_reference_counts_positions_and_sees_no_later_token():
     model = dense()
     plan, tokens = plan_of(model), torch.arange(5, 25)
