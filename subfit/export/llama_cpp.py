@@ -55,14 +55,12 @@ def export_gguf(
     plan, vocabulary = prepare(opened.float(), tokenizer)  # the same weights: a check in fewer bits would see little
     about = _about(model, opened)
     try:
-        with Stage(f"writing {output}"), whole_file(path) as partial:
-            _write(partial, plan, vocabulary, about, kind)
+        with whole_file(path) as partial:
+            with Stage(f"writing {output}"):
+                _write(partial, plan, vocabulary, about, kind)
+            verification = _verified(partial, output, opened, tokenizer, kind, plan) if verify else None
     except OSError as error:
         raise SubFitError(f"cannot write {output}: {error}; nothing was left there") from error
-    verification = None
-    if verify:
-        with Stage(f"comparing {output} with the model"):
-            verification = verify_gguf(path, opened, tokenizer, kind, plan.head_size)
     return {
         "output": output,
         "bytes": path.stat().st_size,
@@ -114,6 +112,11 @@ def _write(path: Path, plan: Plan, vocabulary: Vocabulary, about: dict[str, Any]
         plain = Path(folder) / "plain.gguf"
         write_gguf(plain, plan, vocabulary, about, TYPE_OF[plan.embedding.dtype])
         quantise(plain, path, kind)
+
+
+def _verified(path: Path, output: str, model: Any, tokenizer: Any, kind: str, plan: Plan) -> dict[str, Any]:
+    with Stage(f"comparing {output} with the model"):
+        return verify_gguf(path, model, tokenizer, kind, plan.head_size)
 
 
 def _replaced(model: Any) -> list[str]:
