@@ -69,8 +69,13 @@ $(VLLM)/.ready:
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-test-serving: $(VENV)/.tests $(VLLM)/.ready
-	$(BIN)/python -m pytest tests/serving
+# A folder for the tests' own Python to find llama.cpp in. It is compiled, for the processor at hand.
+$(LLAMA)/.ready: $(VENV)/.runs
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(INSTALL) --no-deps --target $(LLAMA) llama-cpp-python diskcache
+	touch $@
+
+test-serving: $(VENV)/.tests $(VLLM)/.ready $(LLAMA)/.ready
+	PYTHONPATH=$(CURDIR)/$(LLAMA) $(BIN)/python -m pytest tests/serving
 
 format: $(VENV)/.tests
 	$(BIN)/ruff check --fix .

@@ -17,6 +17,7 @@ from subfit.calibration.settings import Data, EvaluationData, evaluation_seed
 from subfit.config import Options, Source, configuration, resolve
 from subfit.errors import SubFitError
 from subfit.evaluation.evaluate import evaluate
+from subfit.export.llama_check import check_for_llama_cpp
 from subfit.finetuning.settings import FineTuning
 from subfit.model import checkpoint
 from subfit.model.dtypes import describe_dtypes, rounding_of
@@ -68,6 +69,7 @@ def compress(
     batch_size: int | None = None,
     fsdp: bool | None = None,
     logger: Any = None,
+    engine: Literal["transformers", "llama.cpp"] | None = None,
     log_checkpoint: bool | None = None,
     resume: str | Path | None = None,
 ) -> Compression:
@@ -106,6 +108,8 @@ def compress(
         batch_size: windows run at once (8).
         fsdp: whether the processes that torchrun started shard the weights of the decoder layers (no).
         logger: where the run is logged, one logger or a list: names, mappings with `class_path`, or objects (`none`).
+        engine: what the compressed model is to run in; what `llama.cpp` cannot hold is refused before the work
+            (`transformers`).
         log_checkpoint: whether the logger gets the saved model, too (no).
         resume: the `last.ckpt` of an interrupted run, to go on from with its fine-tuning (none).
 
@@ -155,6 +159,9 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
     model, tokenizer = loaded or model_of(options)
     if options.output is not None:
         checkpoint.check_space(options.output, model)
+    if options.engine == "llama.cpp":
+        recipe = options.recipe
+        check_for_llama_cpp(model, tokenizer, {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass})
     loaded_at = time.perf_counter()
     tokens, held_out = tokens_of(options, model, tokenizer)
     described = describe_data(options, tokens, held_out)  # now, as files may be gone after the fit

@@ -109,6 +109,8 @@ class Options:
             fit on one device.
         logger: where the run is logged, one or a list: `none`; `csv` or `tensorboard`, files in the folder `<output>.run`;
             `wandb` or `mlflow`, whose own settings hold; or a Logger of Lightning's, by `class_path` and `init_args`.
+        engine: what the compressed model is to run in: `transformers`, or `llama.cpp`, which cannot hold everything: what it
+            cannot is refused before the work.
         log_checkpoint: whether Weights & Biases gets the saved model, too.
         resume: a `last.ckpt` in the folder `<output>.run` of an interrupted run, to go on from with its fine-tuning.
     """
@@ -124,6 +126,7 @@ class Options:
     batch_size: int = 8
     fsdp: bool = False
     logger: Any = "none"
+    engine: Literal["transformers", "llama.cpp"] = "transformers"
     log_checkpoint: bool = False
     resume: str | None = None
     configurations = tuple[str, ...]()  # the files that the options were read from, which `resolve` sets; not an option

@@ -34,7 +34,7 @@ def benchmark(
     ffn_bypass: Substitute | str | Mapping[str, Any] = DEFAULTS["ffn_bypass"],
     workload: Workload | None = None,
     compile: bool = False,
-    engine: Literal["transformers", "vllm"] = "transformers",
+    engine: Literal["transformers", "vllm", "llama.cpp"] = "transformers",
     engine_python: str | None = None,
     output: str | None = None,
     dtype: str = "auto",

@@ -60,7 +60,7 @@ def _parser() -> Parser:
         many = "*" if (argument.annotation or "").startswith("Sequence") else None
         parser.add_argument(f"--{argument.name}", nargs=many, type=int, help=text)
     parser.add_argument("--compile", action="store_true", help="Run both models through torch.compile.")
-    parser.add_argument("--engine", help="What runs the models: transformers or vllm [transformers].")
+    parser.add_argument("--engine", help="What runs the models: transformers, vllm or llama.cpp [transformers].")
     parser.add_argument("--engine_python", help="Python of the environment that the engine is in [this one].")
     parser.add_argument("--output", help="New folder for benchmark.json and the picture benchmark.png.")
     parser.add_argument("--dtype", help="Data type of weights and computations [auto].")

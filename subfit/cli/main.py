@@ -22,6 +22,7 @@ COMMANDS = {
     "ablate": "run the cells of a grid, which share what they have in common",
     "report": "one page, with pictures, on what ablations have found",
     "push": "upload a compressed model to the hub",
+    "export": "write a model as a file for llama.cpp",
     "list": "the scorers, selectors, bypasses and presets there are",
 }
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-ENGINES = {"vllm": "subfit.export.vllm_engine"}
+ENGINES = {"vllm": "subfit.export.vllm_engine", "llama.cpp": "subfit.export.llama_serving"}
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,15 @@ import json
 import shlex
 
 import pytest
-from conftest import tiny_model, tiny_tokenizer
+from conftest import tiny_model
+from exported import TOKENS, tokenizer
 
-from subfit.cli import ablate, benchmark, compress, evaluate, push, report
+from subfit.cli import ablate, benchmark, compress, evaluate, export, push, report
 from subfit.cli import list as list_
 from subfit.cli.main import COMMANDS, main
 from subfit.export import hub
 
-MODULES = (compress, evaluate, benchmark, ablate, report, push, list_)
+MODULES = (compress, evaluate, benchmark, ablate, report, export, push, list_)
 EXAMPLES = [example for module in MODULES for example in module.EXAMPLES]
 LESS = {
     "compress": "--calibration.windows 4 --calibration.length 32 --evaluation.windows 1",
@@ -25,8 +26,8 @@ LESS_TRIED = "--scorer.length 16 --selector.length 16 --selector.rounds 2 --sele
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples")
-    tiny_model(num_hidden_layers=8).save_pretrained(folder / "smollm2-135m")
-    tiny_tokenizer().save_pretrained(folder / "smollm2-135m")
+    tiny_model(num_hidden_layers=8, vocab_size=TOKENS).save_pretrained(folder / "smollm2-135m")
+    tokenizer().save_pretrained(folder / "smollm2-135m")
     (folder / "smollm2-135m" / "config.json").rename(folder / "config.json")
     (folder / "smollm2-135m" / "config.json").write_text((folder / "config.json").read_text())
     for name in ("valid.txt", "test.txt", "narrative.txt"):
@@ -81,6 +82,7 @@ def test_json_alone_is_on_stdout_for_every_command(folder, subfit, monkeypatch, 
         "benchmark": ["one", "--reference", model, *LESS["benchmark"].split()],
         "ablate": ["grid.yaml", "--output", "runs"],
         "report": ["runs"],
+        "export": ["one", "one.gguf"],
         "list": [],
     }
     assert commands.keys() == COMMANDS.keys() - {"push"}  # see test_hub.py

@@ -22,7 +22,10 @@ from conftest import tiny_model, tiny_tokenizer
 from documents import PAGES, ROOT, Block, blocks
 
 from subfit.calibration.settings import Data, EvaluationData
+from subfit.cli import export
 from subfit.cli.main import main
+from subfit.export.gguf_file import TYPES
+from subfit.export.llama_engine import QUANTISED
 from subfit.model.loading import EMBEDDED
 from subfit.registry import finding
 
@@ -143,7 +146,22 @@ def checkpoint(command: str) -> None:
     assert Path(re.search(r"pretrained=(\w+)", command)[1], "modeling_subfit.py").is_file()
 
 
+def exported(command: str) -> None:
+    """Reads the options of an export, of a model that is there."""
+    given = export.parser().parse_args(shlex.split(command)[2:])
+    assert Path(given.model).is_dir()
+    assert given.type in ("auto", *TYPES, *QUANTISED)
+
+
+def without_engine(command: str) -> None:
+    """Runs a command as if for transformers."""
+    subfit(command.replace("--engine llama.cpp", "--engine transformers"))
+
+
 INSTEAD: dict[str, tuple[str, Callable[[str], None]]] = {  # by pattern of the command: why, and what is done
+    "^subfit export ": ("the tokenizer here is of words; test_llama_cpp.py writes files", exported),
+    "--engine llama.cpp": ("as before; test_llama_check.py runs it", without_engine),
+    "^llama-": ("it is not installed here", lambda command: None),
     "^make ": ("they install and test everything", dry_run),
     "^pip ": ("test_installation.py installs", installed),
     "^pytest ": ("it is a test of its own", exists),
