@@ -49,8 +49,12 @@ class CellProgress:
         """
         console = Console(stderr=True)
         rows = [row for row in list(self._rows.values()) if row["status"] != "waiting"]
-        latest = rows[-max(1, min(SHOWN, console.height - BESIDE)) :]
-        return Group(fit_table("", *_table(latest), console, names=_names(latest)), Text(self._summary()))
+        latest = rows[-SHOWN:]
+        while True:  # a narrow terminal has several lines for a row
+            table = fit_table("", *_table(latest), console, names=_names(latest))
+            if len(latest) <= 1 or len(console.render_lines(table)) <= console.height - BESIDE:
+                return Group(table, Text(self._summary()))
+            latest = latest[1:]
 
     def _print(self, row: Row, status: str, before: str | None) -> None:
         """A line for a cell that has ended, or that another process runs."""
