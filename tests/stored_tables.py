@@ -72,7 +72,7 @@ def costs() -> str:
     """A line for each shape and number of calibration windows."""
     names = ("layers", "width", "tokens", "forward, s", "score, s", "select, s", "fit, s", "passes ↓", "memory ↓")
     lines = [f"| {' | '.join(names)} |", "| ---: " * len(names) + "|"]
-    for name in ("smollm2-135m", "half-the-depth", "twice-the-depth", "twice-the-width"):
+    for name in ("smollm2-135m", "half-the-depth", "twice-the-depth", "twice-the-width", "width-4096"):
         result = benchmark(f"compression/{name}")
         shape = json.loads((ROOT / result["model"]).read_text(encoding="utf-8"))
         for cost in result["compression"]:

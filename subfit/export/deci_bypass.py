@@ -145,10 +145,9 @@ def _gated(product: Product) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Weight and bias of the gate, and of the other factor, of silu(gate(x)) * up(x)."""
     for gate, up in (tuple(product), tuple(product)[::-1]) if len(product) == 2 else ():
         if type(gate) is nn.Sequential and len(gate) == 2 and isinstance(gate[1], nn.SiLU):
-            found = _affine(gate[0]), _affine(up)
-            if all(part is not None and len(part[0]) == 1 for part in found):
-                (gates, gate_bias), (ups, up_bias) = found  # type: ignore[misc]
-                return gates[0], gate_bias, ups[0], up_bias
+            of_gate, of_up = _affine(gate[0]), _affine(up)
+            if of_gate and of_up and len(of_gate[0]) == len(of_up[0]) == 1:
+                return of_gate[0][0], of_gate[1], of_up[0][0], of_up[1]
     return None
 
 
