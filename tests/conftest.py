@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on models as small as these, a second thread costs more than it gains
 
+import forked
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -137,10 +137,12 @@ def text_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def subfit(tmp_path):
-    """Runs the command line in a process of its own, in an empty folder; returns the finished process."""
+    """Runs the command line in a process of its own, in an empty folder; returns the finished process.
 
-    def run(*arguments: object, **options) -> subprocess.CompletedProcess:
-        command = [Path(sys.executable).with_name("subfit"), *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, **options)
+    Given an environment, it is a fresh Python, which reads it as it starts.
+    """
+
+    def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+        return forked.run([forked.SUBFIT, *arguments], tmp_path, env, fresh=env is not None)
 
     return run

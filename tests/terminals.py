@@ -3,20 +3,15 @@
 import os
 import pty
 import re
-import signal
 import struct
-import subprocess
 import termios
 from fcntl import ioctl
 from pathlib import Path
 
+from forked import start
+
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-def heed_interrupts() -> None:
-    """Undoes, in a process to be, what a shell does to those it runs in the background: they ignore interrupts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
@@ -31,16 +26,10 @@ class Terminal:
         self._reader, writer = pty.openpty()
         ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         kept = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "SUBFIT_PROGRESS")}
-        self._process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=writer if stdout else subprocess.DEVNULL,
-            stderr=writer,
-            env={**kept, "TERM": "xterm-256color", **environment},
-            start_new_session=True,
-            preexec_fn=heed_interrupts,
-        )
+        unseen = writer if stdout else os.open(os.devnull, os.O_WRONLY)
+        self._process = start(command, folder, (unseen, writer), {**kept, "TERM": "xterm-256color", **environment})
+        if not stdout:
+            os.close(unseen)
         os.close(writer)
         self._seen = b""
         self.send_signal = self._process.send_signal

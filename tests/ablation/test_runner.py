@@ -2,12 +2,12 @@
 
 import json
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import yaml
+from forked import start
 from words import rows as task_rows
 
 from subfit import api
@@ -172,7 +172,7 @@ def test_shards_divide_the_cells(grid, tmp_path):
 def test_four_processes_of_which_one_is_killed_run_each_cell_once(grid, tmp_path):
     path = grid(axes={"scorer": ["rotation", "magnitude"], "sparsity": [0.25, 0.5], "seed": [0, 1, 2]})
     command = [sys.executable, "-m", "subfit.cli", "ablate", path, "--output", str(tmp_path / "out"), "--json"]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    processes = [start(command, tmp_path) for _ in range(4)]
     while not list((tmp_path / "out").glob("rows.jsonl")):
         assert any(process.poll() is None for process in processes)
         time.sleep(0.1)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import yaml
+from forked import start
 from safetensors.torch import load_file
 from terminals import HIDE_CURSOR, SHOW_CURSOR, Terminal
 from tqdm import tqdm
@@ -327,12 +328,12 @@ def test_a_terminated_ablation_says_that_finished_cells_are_kept(model_folder, t
     options = {"model": str(model_folder), "calibration": {"path": str(text_file), "windows": 8, "length": 64}}
     (tmp_path / "grid.yaml").write_text(json.dumps({"options": options, "axes": {"seed": list(range(500))}}))
     command = [sys.executable, "-m", "subfit.cli", "ablate", "grid.yaml", "--output", "runs"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = start(command, tmp_path)
     rows = tmp_path / "runs" / "rows.jsonl"
     while not (rows.is_file() and rows.read_text().count("\n")):
         assert process.poll() is None
         time.sleep(0.1)
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     _, shown = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM
     assert "subfit ablate: terminated; finished cells are kept" in shown and "nothing was written" not in shown

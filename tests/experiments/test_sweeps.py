@@ -3,12 +3,12 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from forked import run
 
 SWEEPS = sorted((Path(__file__).parents[2] / "experiments" / "sweeps").glob("*.yaml"))
 SMALL = ["--calibration.windows", "6", "--calibration.length", "32", "--evaluation.windows", "2", "--dtype", "auto"]
@@ -38,7 +38,7 @@ def test_a_cell_runs_as_an_agent_runs_it(path, tmp_path, model_folder, text_file
     here = ["--model", str(model_folder), *SMALL, "--sparsity", "0.5", "--json"]
     command = [sys.executable, "-m", "subfit.cli", *rest, *here]
     env = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=env)
+    done = run(command, tmp_path, env)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     value = record

@@ -3,7 +3,6 @@
 import json
 import logging
 import signal
-import subprocess
 import sys
 import warnings
 
@@ -11,6 +10,7 @@ import lightning
 import pytest
 import torch
 from conftest import Given, recipe, tiny_model, tiny_tokens
+from forked import run
 
 from subfit import api
 from subfit.finetuning.distillation import Distillation
@@ -122,9 +122,9 @@ print([entry for entry in found[1] if entry not in filters], [entry for entry in
 
 @pytest.mark.parametrize("early", [["csv", "--early"], ["csv"], ["none"]])
 def test_no_logger_level_and_no_warning_filter_is_changed_after_a_run(early, model_folder, text_file, tmp_path):
-    """Whether Lightning was imported, and made to say all, before the run, or is imported by it."""
+    """Whether Lightning was imported, and made to say all, before the run, or by it; once in a fresh Python."""
     command = [sys.executable, "-c", STATE, str(model_folder), str(text_file), str(tmp_path / "out"), *early]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run(command, tmp_path, fresh=early == ["csv"])
     assert done.returncode == 0, done.stderr
     assert done.stdout == "{}\n[] []\n"
 

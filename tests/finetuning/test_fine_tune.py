@@ -1,7 +1,6 @@
 import copy
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import ddp
 import pytest
 import torch
 from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokens
+from forked import run
 
 from subfit.ablation.shared_state import SharedState
 from subfit.calibration.capture import Calibration
@@ -334,7 +334,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, monkeypatch):
     script, env = str(Path(__file__).parents[1].joinpath("ddp.py")), {**os.environ, "OMP_NUM_THREADS": "1"}
     torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     command = [sys.executable, "-m", *torchrun, script, str(tmp_path / "2"), "2"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = run(command, tmp_path, env)
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr(Distillation, "on_before_optimizer_step", None)  # which the script sets, for good
     ddp.main(str(tmp_path / "1"), 1)

@@ -1,7 +1,6 @@
 """A saved model is the same model in a fresh process, with our package and without it."""
 
 import json
-import subprocess
 import sys
 import textwrap
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from compressed import FRESH
 from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokens
+from forked import run
 from safetensors.torch import load_file
 from torch import nn
 
@@ -38,7 +38,7 @@ def in_fresh_process(folder, tmp_path):
         str(tmp_path / "tokens.pt"),
         str(tmp_path / "out.pt"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = run(command, tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     return tokens, torch.load(tmp_path / "out.pt")
 
@@ -284,8 +284,6 @@ def test_a_disk_that_fills_up_while_saving_leaves_nothing(tmp_path, name):
     except SubFitError as error:
         print(error)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    done = run([sys.executable, "-c", textwrap.dedent(code)], tmp_path)
     assert "cannot write model" in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,6 @@
 """`.gguf` files are de-quantised once; what comes from the cache is what the file holds."""
 
 import shutil
-import subprocess
 import sys
 import textwrap
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_tokens
+from forked import start
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 
 from subfit.model import gguf_cache
@@ -173,8 +173,7 @@ def test_processes_that_load_a_file_at_once_convert_it_once(file, tmp_path):
     print(float(load({str(file)!r}, dtype="float32")[0].lm_head.weight.sum()))
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    outputs = [process.communicate(timeout=600) for process in [subprocess.Popen(command, **pipes) for _ in range(3)]]
+    outputs = [process.communicate(timeout=600) for process in [start(command, tmp_path) for _ in range(3)]]
     assert len({stdout for stdout, _ in outputs}) == 1 and outputs[0][0]
     assert sum("is de-quantised once" in stderr for _, stderr in outputs) == 1
     assert sorted(path.name for path in entry_of(tmp_path).parent.iterdir() if path.is_dir()) == [entry_of(tmp_path).name]

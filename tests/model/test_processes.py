@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import shares
 import torch
+from forked import run
 
 from subfit import compress
 from subfit.errors import SubFitError
@@ -24,7 +24,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shares")
     script, env = str(Path(__file__).parents[1].joinpath("shares.py")), {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *TORCHRUN, script, str(folder)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    done = run(command, folder, env)
     assert done.returncode == 0, done.stderr
     shares.main(str(folder))
     return {name: torch.load(folder / name, weights_only=False) for name in ("0", "1", "alone")}
@@ -52,7 +52,7 @@ def test_from_the_command_line(model_folder, text_file, tmp_path):
     small = ["--fsdp", "true", "--calibration.windows", 6, "--calibration.length", 32, "--evaluation.windows", 2]
     given = ["--model", model_folder, "--calibration.path", text_file, *small, "--output", "out", "--json"]
     command = [sys.executable, "-m", *TORCHRUN, "-m", "subfit.cli", "compress", *map(str, given)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "compression.json").read_text())
     model, _ = load(str(tmp_path / "out"))
