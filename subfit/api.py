@@ -59,6 +59,7 @@ def compress(
     fitting: Literal["one_shot", "sequential"] | None = None,
     target: Target | None = None,
     correction: float | None = None,
+    refit_kept: float | None = None,
     finetune: FineTuning | Plain | None = None,
     output: str | Path | None = None,
     calibration: Data | Plain | None = None,
@@ -97,6 +98,7 @@ def compress(
         fitting: `one_shot` (the default) or `sequential`.
         target: what a sequential fit aims at: `branch`, `dense` or `corrected` (the default).
         correction: share of the streams' difference that `corrected` makes up for (1.0).
+        refit_kept: ridge with which a sequential fit refits the output projections of the kept submodules (not).
         finetune: how the fitted bypasses are trained together afterwards (not).
         output: new folder to write the compressed model to (none).
         calibration: tokens to score and fit on (64 windows of 512, sampled from the model).

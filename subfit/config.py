@@ -65,6 +65,8 @@ class Recipe:
             adds in the dense model; `corrected`, that plus `correction` times the dense stream minus the changed one. In
             a one-shot fit the three are the same.
         correction: share of the difference between the streams that the target `corrected` adds.
+        refit_kept: ridge with which a sequential fit refits the output projections of the kept submodules, to the same
+            target and towards their own weights, relative to the mean variance of what they read; not, if not given.
         finetune: how the fitted bypasses are trained together afterwards; no fine-tuning if not given.
     """
 
@@ -78,15 +80,21 @@ class Recipe:
     fitting: Literal["one_shot", "sequential"] = "one_shot"
     target: Target = "corrected"
     correction: float = 1.0
+    refit_kept: float | None = None
     finetune: FineTuning | None = None
 
     def __post_init__(self) -> None:
         from subfit.fitting.budget import check_sparsity
         from subfit.fitting.costs import check_unit
+        from subfit.fitting.regression import check_ridge
 
         check_fields(self)
         check_sparsity(self.sparsity)
         check_unit(self.budget)
+        if self.refit_kept is not None:
+            check_ridge(self.refit_kept)
+            if self.fitting != "sequential":
+                raise SubFitError("refit_kept needs fitting: sequential, as one-shot fits do not see what has changed")
 
 
 @dataclass(kw_only=True)

@@ -111,21 +111,21 @@ def fit_recipe(
         selected = selector.select({site: scores[site] for site in eligible}, budget, calibration)
         selected = broadcast(_check_selection(selected, eligible, selector))
     with timed(seconds, "fit"), Stage(f"fitting {len(selected)} bypasses"):
-        replacements = _fit(calibration, plan_of(selected, substitutes), recipe)
-    for replacement in replacements:
-        replacement.on()
-    return [*replacements], {
+        switches = list(_fit(calibration, plan_of(selected, substitutes), recipe))
+    for switch in switches:
+        switch.on()
+    return switches, {
         "scores": {site.name: score for site, score in scores.items()},
         "selected": [site.name for site in selected],
-        "explained_variance": {r.site.name: r.explained for r in replacements},
+        "explained_variance": {its.site.name: its.explained for its in switches if isinstance(its, Replacement)},
         "seconds": seconds,
     }
 
 
-def _fit(calibration: Calibration, plan: Plan, recipe: Recipe) -> Sequence[Replacement]:
+def _fit(calibration: Calibration, plan: Plan, recipe: Recipe) -> Sequence[Switch]:
     if recipe.fitting == "one_shot":
         return fit_one_shot(calibration, plan)
-    return fit_sequential(calibration, plan, recipe.target, recipe.correction)
+    return fit_sequential(calibration, plan, recipe.target, recipe.correction, recipe.refit_kept)
 
 
 def check_finetuning(recipe: Recipe, model: nn.Module | None = None) -> None:

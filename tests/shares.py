@@ -23,6 +23,7 @@ RECIPES = {
         "selector": {"class_path": "greedy", "init_args": {"rounds": 2, **SMALL}},
         "fitting": "sequential",
         "correction": 0.5,
+        "refit_kept": 0.01,
     },
     "pairs": {"scorer": "weight_activation", "ffn_bypass": {"class_path": "mlp", "init_args": {"steps": 5}}},
     "moments of its own": {"scorer": "canonical_correlation", "attention_bypass": "linear", "ffn_bypass": "linear"},

@@ -53,4 +53,4 @@ def _tried(model: Any, rows: int, substitutes: Mapping[Kind, Substitute]) -> lis
     sites = [site for site in calibration.sites if site.layer == layer]
     found = fit_sequential(calibration, plan_of(sites, substitutes), "branch")
     turn_off(found)
-    return found
+    return [switch for switch in found if isinstance(switch, Replacement)]

@@ -7,15 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from subfit.calibration.capture import Calibration
+from subfit.calibration.moments import StreamingMoments
 from subfit.errors import SubFitError, attribute_errors_to
+from subfit.fitting.kept import refit_kept
 from subfit.fitting.one_shot import shared_parts
 from subfit.fitting.replacements import fit_bypass, fit_folded_map
 from subfit.fitting.statistics import Collector
 from subfit.fitting.substitutes import FoldedMap, Plan, RetrainedLayer
 from subfit.model.activations import Activations, watch
-from subfit.model.folding import last_kept_ffn
+from subfit.model.folding import ends_in_linear_layer, last_kept_ffn
 from subfit.model.processes import is_distributed
-from subfit.model.replacing import Replacement, RetrainedReplacement, switched_off
+from subfit.model.replacing import Replacement, RetrainedReplacement, Switch, switched_off
 from subfit.model.residual_stream import ResidualStream
 from subfit.model.submodules import Site
 from subfit.progress import Stage
@@ -24,52 +26,67 @@ Target = Literal["branch", "dense", "corrected"]
 
 
 @torch.no_grad()
-def fit_sequential(calibration: Calibration, plan: Plan, target: Target, correction: float = 1.0) -> list[Replacement]:
+def fit_sequential(
+    calibration: Calibration, plan: Plan, target: Target, correction: float = 1.0, refit_kept: float | None = None
+) -> list[Switch]:
     """Fits the bypasses in depth order, each on the stream as the earlier ones have changed it; returns them switched on.
 
     Two streams advance side by side: h through the dense layers, and h^ through those already replaced. A bypass reads h^
     (or its norm) and is fitted to `target`: "branch", what the branch would add to h^; "dense", what it adds to h, y; or
     "corrected", y + correction * (h - h^), which pulls the compressed stream back onto the dense one (the idea of GPTAQ's
     asymmetric calibration, arXiv 2504.02692). What a group has in common is learned beforehand, on the dense stream.
+
+    Args:
+        refit_kept: the ridge with which the output projections of the kept submodules behind the first replaced one are
+            refitted, too, to the same target, where they end in one; they stay as they are if it is not given.
+
+    Raises:
+        SubFitError: if there is nothing to refit, as no submodule ends in a linear layer.
     """
-    fit = _SequentialFit(calibration, plan, target, correction)
-    last = max((site.layer for site in plan), default=-1)
+    if refit_kept is not None and not any(ends_in_linear_layer(calibration.model, site) for site in calibration.sites):
+        raise SubFitError("refit_kept: no submodule of this model ends in a linear layer; leave it out")
+    fit = _SequentialFit(calibration, plan, target, correction, refit_kept)
+    last = max((site.layer for site in (plan if refit_kept is None or not plan else calibration.sites)), default=-1)
     with Stage(f"fitting {len(plan)} bypasses", last + 1, "layers") as progress:
         for layer in range(last + 1):
-            fit.replace_sites([site for site in plan if site.layer == layer])
+            fit.fit_layer(layer)
             if layer < last:
                 fit.advance(layer)
             progress.advance()
-    return [fit.fitted[site] for site in plan]
+    return fit.fitted
 
 
 class _SequentialFit:
     """The two streams, and what was fitted so far.
 
     Attributes:
-        fitted: the replacements, switched on.
+        fitted: the replacements and the refitted projections in the order of the stream, switched on.
     """
 
-    def __init__(self, calibration: Calibration, plan: Plan, target: Target, correction: float):
+    def __init__(self, calibration: Calibration, plan: Plan, target: Target, correction: float, refit_kept: float | None):
+        self._refit_kept = refit_kept
         self._calibration, self._plan, self._target, self._correction = calibration, plan, target, correction
         self._shared = shared_parts(calibration, plan)
         self._sources = _sources_of_folded_maps(calibration, plan)
         self._source_added = torch.empty(0)  # what the FeedForward has added that a later map is folded into
         self._dense = self._compressed = calibration.stream()
-        self._here: list[Replacement] = []  # in the current layer
-        self.fitted: dict[Site, Replacement] = {}
+        self._here: list[Switch] = []  # in the current layer
+        self.fitted: list[Switch] = []
 
-    def replace_sites(self, sites: list[Site]) -> None:
-        """Fits and replaces the sites of the current layer."""
+    def fit_layer(self, layer: int) -> None:
+        """Fits and replaces the sites of the current layer that are in the plan; refits the others, if asked to."""
+        sites = [site for site in self._plan if site.layer == layer]
         if sites and self._compressed is self._dense:
             self._compressed = self._dense.fork()
         self._here = []
         retrained = [site for site in sites if isinstance(self._plan[site], RetrainedLayer)]
         if retrained:
             self._retrain(retrained)
-        for site in sites:
-            if site not in retrained:
+        for site in self._calibration.sites:
+            if site.layer == layer and site in self._plan and site not in retrained:
                 self._replace(site)
+            elif site.layer == layer and site not in self._plan:
+                self._refit(site)
 
     def advance(self, layer: int) -> None:
         """Moves both streams through the current layer."""
@@ -96,10 +113,21 @@ class _SequentialFit:
             replacement = fit_bypass(branch, substitute, statistics, self._shared.get(substitute))
         self._put(replacement)
 
-    def _put(self, replacement: Replacement) -> None:
-        replacement.on()
-        self.fitted[replacement.site] = replacement
-        self._here.append(replacement)
+    def _refit(self, site: Site) -> None:
+        """Refits the output projection of a kept site to what it should add to the compressed stream."""
+        unchanged = self._compressed is self._dense
+        if self._refit_kept is None or unchanged or not ends_in_linear_layer(self._calibration.model, site):
+            return
+        collector = Collector(StreamingMoments)
+        for batch in self._dense.batches:
+            seen = self._run(self._compressed, batch, site, "y")
+            collector.add(seen.hidden, self._target_of(site, batch, seen) - seen.y.float())
+        self._put(refit_kept(self._calibration.branch(site), collector.compute(), self._refit_kept))
+
+    def _put(self, switch: Switch) -> None:
+        switch.on()
+        self.fitted.append(switch)
+        self._here.append(switch)
 
     def _statistics(self, site: Site, substitute: Any) -> Any:
         """The statistics of the features on the compressed stream, and of the targets."""

@@ -37,10 +37,16 @@ def output_projection(model: nn.Module, site: Site) -> str:
     Raises:
         SubFitError: if there is no such layer (an output norm, experts, another kind of layer).
     """
-    path = site.output_projection
-    if site.output_norm is not None or path is None or not isinstance(model.get_submodule(path), nn.Linear):
+    if not ends_in_linear_layer(model, site):
         raise SubFitError(f"{site.name} does not end in a linear layer; nothing can be folded into it")
-    return path
+    assert site.output_projection is not None
+    return site.output_projection
+
+
+def ends_in_linear_layer(model: nn.Module, site: Site) -> bool:
+    """Whether what `site` adds to the stream is what a linear layer gives: it has no output norm, and is no mixture."""
+    path = site.output_projection
+    return site.output_norm is None and path is not None and isinstance(model.get_submodule(path), nn.Linear)
 
 
 @torch.no_grad()
