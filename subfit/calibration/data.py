@@ -1,14 +1,18 @@
-"""Calibration and evaluation tokens: sampled from the model itself, from local text, or from a data set of the hub."""
+"""Calibration and evaluation tokens: sampled from the model itself, from local text, from a data set, or random ones."""
 
+from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from subfit.calibration.checks import check_positions, check_vocabulary, shared_windows, warn
+from subfit.calibration.repeated import repeated_windows
 from subfit.calibration.sampling import sample
 from subfit.calibration.settings import Data
 from subfit.calibration.text import different_windows, draw_windows, first_windows, read_texts, text_windows
+from subfit.errors import SubFitError
 from subfit.model.digests import tensor_digest
 
 
@@ -21,7 +25,7 @@ def read_tokens(data: Data, model: Any, tokenizer: Any, seed: int, held_out: int
         model: the model that reads the tokens; the source `self` samples from it.
         tokenizer: the tokenizer of the model; its special tokens are not added to text, except those of its chat template.
         seed: seed of sampling from the model, and of the choice of windows where `data.sampling` is `random`.
-        held_out: number of further windows, disjoint from the others.
+        held_out: number of further windows, disjoint from the others, of all sources but `repeated`.
 
     Returns:
         Two tensors, (data.windows, length) and (held_out, length).
@@ -31,14 +35,27 @@ def read_tokens(data: Data, model: Any, tokenizer: Any, seed: int, held_out: int
             embeddings for them.
     """
     check_positions(model, data.length)
-    sources = data.sources()
+    weights = data.weights()
+    counts = _shared_out(data.windows, weights)
+    extras = _shared_out(held_out, {source: weight for source, weight in weights.items() if source != "repeated"})
     used, kept = [], []
-    for index, source in enumerate(sources):
-        count, extra = (n // len(sources) + (index < n % len(sources)) for n in (data.windows, held_out))
-        part = _read(data, source, count + extra, data.length, model, tokenizer, seed)
+    for source, count in counts.items():
+        part = _read(data, source, count + extras.get(source, 0), data.length, model, tokenizer, seed)
         used.append(part[:count])
         kept.append(part[count:])
     return torch.cat(used), torch.cat(kept)
+
+
+def _shared_out(windows: int, weights: Mapping[str, int]) -> dict[str, int]:
+    """How many of the windows each source gets, by the weights; what is left over goes to the first ones.
+
+    Raises:
+        SubFitError: if there are windows, and no source to take them from.
+    """
+    if windows and not weights:
+        raise SubFitError("evaluation: there is no text to hold out of repeated random tokens; give a source of its own")
+    ends = [-(-windows * total // sum(weights.values())) for total in accumulate(weights.values())]
+    return {source: end - start for source, start, end in zip(weights, [0, *ends], ends, strict=False)}
 
 
 def read_stretch(data: Data, length: int, model: Any, tokenizer: Any, seed: int) -> Tensor:
@@ -71,6 +88,8 @@ def _read(data: Data, source: str, count: int, length: int, model: Any, tokenize
     """Windows of one source, (count, length)."""
     if source == "self":
         return sample(model, tokenizer, count, length, seed)
+    if source == "repeated":
+        return repeated_windows(model, tokenizer, count, length, seed)
     where = " + ".join(data.path) if source == "text" else f"{data.dataset} ({data.split})"
     files = data.files() if source == "text" else []
     unread = iter(files)

@@ -120,7 +120,7 @@ def test_sources_are_mixed_in_equal_shares(files):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"source": "books"}, "unknown data source 'books'; use self, text or hub"),
+        ({"source": "books"}, "unknown data source 'books'; use self, text, hub, repeated, or several"),
         ({"source": "text"}, "'text' needs a path"),
         ({"source": "hub"}, "'hub' needs a dataset"),
         ({"path": "missing.txt"}, "missing.txt does not exist"),
@@ -150,3 +150,37 @@ def test_bad_input_is_one_clear_error(files, given, message):
     with pytest.raises(SubFitError, match=message) as error:
         cut(Data(**{"windows": 2, "length": 16, **given}))
     assert "\n" not in str(error.value)
+
+
+def test_sources_are_mixed_by_their_weights(files):
+    mixed = Data(source="text:2+self:1+repeated", path=str(files / "a.txt"), windows=9, length=17)
+    tokens, rest = cut(mixed, held_out=3)
+    text, _ = cut(Data(path=str(files / "a.txt"), windows=7, length=17))
+    assert tokens.shape == (9, 17) and rest.shape == (3, 17)
+    assert torch.equal(tokens[:5], text[:5]) and torch.equal(rest[:2], text[5:])  # halves are rounded to the first
+    assert (tokens[5:, 0] == 1).all() and rest[2, 0] == 1
+    assert torch.equal(tokens[7:, 1:9], tokens[7:, 9:]) and not torch.equal(tokens[5:7, 1:9], tokens[5:7, 9:])
+    assert tokens[7:, 1:].min() > 2 and not torch.equal(tokens[7], tokens[8])
+    again, _ = cut(mixed, held_out=3)
+    assert torch.equal(tokens, again) and not torch.equal(tokens[7:], cut(mixed, seed=1)[0][7:])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("text:0+self", "text has the weight '0'; give a whole number from 1"),
+        ("text:+self", "text has the weight ''"),
+        ("text:1.5+self", "text has the weight '1.5'"),
+        ("text:2+text:1", "names text twice"),
+    ],
+)
+def test_a_weight_that_is_no_number_above_0_is_refused(source, message):
+    with pytest.raises(SubFitError, match=message):
+        Data(source=source, path="a.txt")
+
+
+def test_nothing_is_held_out_of_repeated_tokens():
+    data = Data(source="repeated", windows=2, length=8)
+    assert cut(data)[0].shape == (2, 8)
+    with pytest.raises(SubFitError, match="there is no text to hold out"):
+        cut(data, held_out=1)

@@ -1,0 +1,23 @@
+"""Windows of random tokens, the second half of which repeats the first: only copying from the context predicts it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def repeated_windows(model: Any, tokenizer: Any, count: int, length: int, seed: int) -> Tensor:
+    """Returns windows whose second half repeats the first, (count, length), after the begin-of-text token, if any.
+
+    The tokens are uniformly random, without the special ones: what comes next can be known from the context alone. Attention
+    heads that copy from it (induction heads, arXiv 2209.11895) are measured by how well the second half is predicted.
+    """
+    special = set(tokenizer.all_special_ids)
+    known = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    ordinary = torch.tensor([token for token in range(known) if token not in special])
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    half = -(-(length - len(start)) // 2)
+    generator = torch.Generator().manual_seed(seed)
+    segment = ordinary[torch.randint(len(ordinary), (count, half), generator=generator)]
+    first = torch.tensor([start] * count, dtype=torch.long).view(count, len(start))
+    return torch.cat([first, segment, segment], 1)[:, :length]
