@@ -14,6 +14,7 @@ EXAMPLES = (
     "subfit evaluate compressed --reference smollm2-135m",
     "subfit evaluate compressed --reference smollm2-135m --data wikitext=test.txt narrative.txt --in_domain wikitext",
     "subfit evaluate compressed --reference smollm2-135m --tasks questions.jsonl --limit 100 --json",
+    "subfit evaluate compressed --reference smollm2-135m --probes",
     'subfit evaluate compressed --reference smollm2-135m --data samples=self --prompts "The capital of France is"',
 )
 
@@ -33,6 +34,8 @@ def run(arguments: list[str]) -> int:
     tasks = "Zero-shot tasks: local .jsonl files, or names of lm-evaluation-harness."
     parser.add_argument("--tasks", nargs="+", action="extend", default=[], metavar="TASK", help=tasks)
     parser.add_argument("--limit", type=int, help="Number of items of each task, the first ones; all if not given.")
+    probes = "Measure copying, recall and a word mentioned before; needs no data."
+    parser.add_argument("--probes", action="store_true", help=probes)
     prompts = "Texts that both models continue, greedily, side by side."
     parser.add_argument("--prompts", nargs="+", action="extend", default=[], metavar="TEXT", help=prompts)
     parser.add_argument("--new_tokens", type=int, default=40, help="Tokens to write after each prompt, at most [40].")
@@ -52,7 +55,7 @@ def run(arguments: list[str]) -> int:
         name: EvaluationData(**size) if path == "self" else EvaluationData(path=path, **size)
         for name, path in _named(given.pop("data")).items()
     }
-    data = texts if texts or given["tasks"] or given["prompts"] else EvaluationData(**size)
+    data = texts if texts or given["tasks"] or given["prompts"] or given["probes"] else EvaluationData(**size)
     result = evaluate(given.pop("model"), data=data, **given)
     if as_json:
         print(json.dumps(result, indent=2))
@@ -79,6 +82,8 @@ def _show(result: dict[str, Any]) -> None:
         _show_texts(result["texts"])
     if result["tasks"]:
         _show_tasks(result["tasks"], result["tasks_mean"])
+    if result["probes"]:
+        _show_probes(result["probes"])
     if result["generations"]:
         show_generations(result["generations"])
     data = result["calibration"] or {}
@@ -134,6 +139,23 @@ def _show_tasks(tasks: dict[str, dict[str, Any]], mean: dict[str, Any]) -> None:
 def _retained(task: dict[str, Any], dense: float | None) -> list[str]:
     difference = _percent(task["difference"], task["difference_error"])
     return [_percent(dense), difference, _percent(task["retained"]), _percent(task["retained_above_chance"])]
+
+
+def _show_probes(probes: dict[str, dict[str, Any]]) -> None:
+    """A row for each probe."""
+    compared = "difference" in next(iter(probes.values()))
+    columns = ["probe", "items", "loss, nats", *(["reference", "difference"] if compared else [])]
+    rows = []
+    for name, probe in probes.items():
+        row = [name, f"{probe['items']:,}", _nats(probe, "loss")]
+        rows.append(row + ([f"{probe['reference_loss']:.3f}", _nats(probe, "difference")] if compared else []))
+    note = "Lower is better. In brackets, 95 % bootstrap intervals over the items."
+    show_table("what the context tells, loss per token", columns, rows, note=note)
+
+
+def _nats(probe: dict[str, Any], name: str) -> str:
+    low, high = probe[f"{name}_interval"]
+    return f"{probe[name]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _percent(value: float | None, error: float | None = None) -> str:

@@ -12,6 +12,7 @@ from subfit.evaluation.accuracy import TaskScores, average, describe_scores
 from subfit.evaluation.divergence import logits_of
 from subfit.evaluation.generation import compare_generations
 from subfit.evaluation.perplexity import measure, read_windows
+from subfit.evaluation.probes import measure_probes
 from subfit.evaluation.tasks import Task, read_task
 from subfit.evaluation.texts import calibration_of, domains, named_texts
 from subfit.evaluation.zero_shot import score_task
@@ -32,6 +33,7 @@ def evaluate(
     in_domain: Sequence[str] | None = None,
     tasks: Sequence[str] = (),
     limit: int | None = None,
+    probes: bool = False,
     prompts: str | Sequence[str] = (),
     new_tokens: int = 40,
     seed: int = 0,
@@ -40,18 +42,19 @@ def evaluate(
     batch_size: int = 4,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Returns a model's perplexity on texts, accuracy on tasks, what it writes, and its size; beside those of a reference.
+    """Returns a model's perplexity on texts, accuracy on tasks, what it writes and more; beside those of a reference.
 
     Args:
         model, reference: names of models, as for `load`. They must have the same vocabulary.
         data: texts by name, or a single one; those of the source `self` are sampled from the reference, or else from the
-            model itself. If not given, and no task and no prompt is either: one such sample.
+            model itself. If not given, and no task, prompt or probe is either: one such sample.
         stride: tokens from window to window of the texts; see `evaluation.perplexity.read_windows`. Beside texts, sampled
             windows stay disjoint: each begins where its text begins.
         in_domain: names of the texts in the domain of the calibration; the others are outside of it. If not given, what
             `evaluation.texts.domains` knows.
         tasks: local `.jsonl` files (see `evaluation.tasks.read_task`), or names that lm-evaluation-harness knows.
         limit: number of items of each task, the first ones; all if not given.
+        probes: whether to measure what the models take from their context, see `evaluation.probes`; needs no data.
         prompts: texts that the models continue, see `evaluation.generation.compare_generations`.
         new_tokens: tokens to write after a prompt, at most.
         seed: seed of sampling and of resampling.
@@ -61,16 +64,16 @@ def evaluate(
     Returns:
         `model`, `reference`, `dtypes` (of the model's weights, and of its computations), `calibration` (the tokens that a
         compressed model was calibrated on, where its folder says so), `texts` (`perplexity.measure` and `in_domain` by
-        name), `tasks` (`accuracy.describe_scores` by name), `tasks_mean` (`accuracy.average`), `generations` (by prompt),
-        `parameters`, `kv_bytes_per_token`, and `seconds` of each stage. What was measured on a single text is at the top,
-        too.
+        name), `tasks` (`accuracy.describe_scores` by name), `tasks_mean` (`accuracy.average`), `probes` (see
+        `probes.measure_probes`), `generations` (by prompt), `parameters`, `kv_bytes_per_token`, and `seconds` of each
+        stage. What was measured on a single text is at the top, too.
 
     Raises:
         SubFitError: if an argument, the model or the data cannot be used; the message says why.
     """
     if batch_size < 1:
         raise SubFitError(f"batch_size is {batch_size}; it must be at least 1")
-    texts = named_texts(data, in_domain, bool(tasks or prompts))
+    texts = named_texts(data, in_domain, bool(tasks or prompts or probes))
     calibration = calibration_of(model)
     local, named = _tasks(tasks, limit)
     manager = harness.find_tasks(named) if named else None
@@ -107,6 +110,8 @@ def evaluate(
     finish("prompts")
     measured = {name: {"in_domain": in_domains[name], **perplexity(name, text)} for name, text in texts.items()}
     finish("texts")
+    probed = measure_probes(subject, tokenizer, batch_size * SEQUENCE, seed, dense) if probes else {}
+    finish("probes")
     compared = _compared(accuracies(subject), accuracies(dense) if dense is not None else None)
     finish("tasks")
     only = next(iter(measured.values())) if len(measured) == 1 else {}
@@ -119,6 +124,7 @@ def evaluate(
         **{name: value for name, value in only.items() if name != "in_domain"},
         "tasks": compared,
         "tasks_mean": average(list(compared.values())) if compared else None,
+        "probes": probed,
         "generations": generations,
         "parameters": sum(p.numel() for p in subject.parameters()),
         "kv_bytes_per_token": sum(kv_bytes_per_token(subject)),
