@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from subfit.bypass import Substitute
+from subfit.bypass import Bypass, Substitute
 from subfit.calibration.capture import Calibration
 from subfit.config import Recipe
 from subfit.errors import SubFitError, attribute_errors_to, where
@@ -184,15 +184,16 @@ def _eligible(sites: list[Site], protect: list[str]) -> list[Site]:
     return [site for site in sites if site not in protected]
 
 
-def _check_selection(selected: list[Site], eligible: list[Site], selector: Selector) -> list[Site]:
+def _check_selection(selected: Any, eligible: list[Site], selector: Selector) -> list[Site] | dict[Site, Bypass]:
     """Returns the selection in the order of the stream, each site once, known and not protected."""
-    returned: list[Any] = list(selected) if isinstance(selected, list | tuple | set) else [selected]
+    returned: list[Any] = list(selected) if isinstance(selected, list | tuple | set | dict) else [selected]
     wrong = [item for item in returned if item not in eligible or returned.count(item) > 1]
     if wrong:
         name = wrong[0].name if isinstance(wrong[0], Site) else repr(wrong[0])
         rule = "it must choose among the sites that it is given, each once"
         raise SubFitError(f"the selector returns {name}; {rule} ({where(selector, 'select')})")
-    return [site for site in eligible if site in returned]
+    chosen = [site for site in eligible if site in returned]
+    return {site: selected[site] for site in chosen} if isinstance(selected, dict) else chosen
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from subfit.scorer import Scores
 from subfit.strategy import Strategy
 
 if TYPE_CHECKING:
+    from subfit.bypass import Bypass
     from subfit.calibration.capture import Calibration
 
 
@@ -42,8 +43,8 @@ class Selector(Strategy, ABC):
     """Chooses the sites to replace, given their scores and how much is to go."""
 
     @abstractmethod
-    def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site]:
-        """Returns the sites to replace.
+    def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site] | dict[Site, Bypass]:
+        """Returns the sites to replace, or which bypass of its own choice takes the place of each.
 
         Args:
             scores: the score of every site that may be replaced, lower is safer; in the order of the stream.

@@ -39,12 +39,16 @@ class Budget:
         self.sparsity = sparsity
         self.unit = unit
 
+    def with_substitutes(self, substitutes: Mapping[Kind, Substitute]) -> "Budget":
+        """Returns the same budget for other substitutes, of one kind or of both."""
+        return Budget(self._calibration, substitutes, self.sparsity, self.unit)
+
     def savings(self, unit: Unit | None = None) -> dict[Site, float]:
-        """Returns what replacing each site saves in a unit, by default the budget's, net of its bypass."""
+        """Returns what replacing each site that has a substitute saves in a unit, by default the budget's, net of it."""
         unit = unit or self.unit
         gross = site_costs(self._calibration, unit)
         added = bypass_costs(self._calibration, self._substitutes, unit)
-        return {site: gross[site] - added[site] for site in gross}
+        return {site: gross[site] - cost for site, cost in added.items()}
 
     def goal(self, *kinds: Kind, sparsity: float | None = None, unit: Unit | None = None) -> float:
         """Returns how much must be saved on sites of these kinds, by default both, in a unit, by default the budget's."""

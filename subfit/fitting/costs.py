@@ -55,17 +55,18 @@ def flops_per_token(calibration: Calibration, replaced: Mapping[Site, nn.Module]
 
 
 def bypass_costs(calibration: Calibration, substitutes: Mapping[Kind, Substitute], unit: Unit) -> Costs:
-    """Returns what a bypass in the place of each site would cost, the mean over the sites that share one substitute.
+    """Returns what the substitute of each site that has one would cost, the mean over the sites that share it.
 
     A bypass has no cache and counts no submodule; each of its parameters is multiplied and added once for a token. Its
     seconds are estimated at the rate at which its site does its arithmetic.
     """
+    sites = [site for site in calibration.sites if site.kind in substitutes]
     if unit not in ("parameters", "flops", "latency"):
-        return dict.fromkeys(calibration.sites, 0.0)
+        return dict.fromkeys(sites, 0.0)
     costs: Costs = {}
-    for substitute, sites in groups_of({site: substitutes[site.kind] for site in calibration.sites}).items():
-        added = substitute.parameters(sites) / len(sites)
-        costs.update({site: added if unit == "parameters" else 2 * added for site in sites})
+    for substitute, group in groups_of({site: substitutes[site.kind] for site in sites}).items():
+        added = substitute.parameters(group) / len(group)
+        costs.update({site: added if unit == "parameters" else 2 * added for site in group})
     if unit == "latency":
         seconds, flops = site_costs(calibration, "latency"), site_costs(calibration, "flops")
         costs = {site: cost * seconds[site] / flops[site] for site, cost in costs.items()}

@@ -69,9 +69,16 @@ class Assignment(Substitute):
 Plan = dict[Site, Bypass | FoldedMap | RetrainedLayer]
 
 
-def plan_of(sites: list[Site], substitutes: Mapping[Kind, Substitute]) -> Plan:
-    """Returns what takes the place of each site, in the order of the sites; one object for both kinds is one group."""
-    given = {site: substitutes[site.kind] for site in sites}
+def plan_of(sites: Iterable[Site], substitutes: Mapping[Kind, Substitute]) -> Plan:
+    """Returns what takes the place of each site, in the order of the sites; one object for both kinds is one group.
+
+    Args:
+        sites: the sites, or a mapping from each to a substitute of its own, which then takes its place.
+        substitutes: of the sites of each kind that have none of their own.
+    """
+    own: Mapping[Site, Substitute] = sites if isinstance(sites, Mapping) else {}
+    sites = list(sites)
+    given = {site: own.get(site, substitutes[site.kind]) for site in sites}
     assigned = {site: its for substitute, group in groups_of(given).items() for site, its in _assigned(substitute, group)}
     return {site: assigned[site] for site in sites}
 

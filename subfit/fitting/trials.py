@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable
 
 import torch
+from torch import Tensor
 
 from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration
@@ -11,12 +12,12 @@ from subfit.fitting.one_shot import fit_one_shot
 from subfit.fitting.substitutes import Plan
 from subfit.model.replacing import BypassReplacement
 from subfit.model.residual_stream import ResidualStream
-from subfit.model.submodules import Site
+from subfit.model.submodules import KINDS, Kind, Site
 from subfit.progress import Stage
 
 
 class Trials:
-    """A bypass for every site, fitted on the dense stream, which can be tried in any combination.
+    """A bypass for every site, or every one of a kind, fitted on the dense stream, which can be tried in any combination.
 
     A trial resumes from the stream that enters the first layer of its sites: the layers before it are run once for all
     trials. Results are remembered, for the same search within another budget.
@@ -24,16 +25,16 @@ class Trials:
     Args:
         calibration: the model and its calibration tokens, all of which are fitted on.
         bypass: how every site is bypassed on trial.
-        windows: number of calibration windows, evenly spaced, that a trial is measured on.
-        length: number of tokens of each, from its beginning: many short windows show more of the data than few long ones.
+        tokens: (windows, length), what a trial is measured on: many short windows show more of the data than few long ones.
             The reference's logits are held for them, in the model's data type.
+        kinds: of the sites that a bypass is fitted for.
     """
 
-    def __init__(self, calibration: Calibration, bypass: Bypass, windows: int, length: int):
+    def __init__(self, calibration: Calibration, bypass: Bypass, tokens: Tensor, kinds: Collection[Kind] = KINDS):
         self.calibration = calibration
-        plan: Plan = dict.fromkeys(calibration.sites, bypass)
+        plan: Plan = {site: bypass for site in calibration.sites if site.kind in kinds}
         self.replacements = {replacement.site: replacement for replacement in fit_one_shot(calibration, plan)}
-        self.tokens = calibration.subset(windows, length)
+        self.tokens = tokens
         stream = self._run_to_end(self._start())
         with torch.no_grad():
             self._reference = [stream.logits(batch) for batch in stream.batches]
@@ -41,14 +42,16 @@ class Trials:
 
     @classmethod
     def of(cls, calibration: Calibration, bypass: Bypass, windows: int, length: int) -> "Trials":
-        """Returns these trials, fitted on first use: a scorer and a selector that ask for the same share them.
+        """Returns trials on so many calibration windows, evenly spaced, each cut to its first `length` tokens.
+
+        They are fitted on first use: a scorer and a selector that ask for the same share them.
 
         Only the latest are kept, as they hold the logits of the reference.
         """
         key = (type(bypass), repr(bypass), windows, length)
         if calibration.memory.get(cls, (None,))[0] != key:
             calibration.memory.pop(cls, None)
-            calibration.memory[cls] = (key, cls(calibration, bypass, windows, length))
+            calibration.memory[cls] = (key, cls(calibration, bypass, calibration.subset(windows, length)))
         return calibration.memory[cls][1]
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, product
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +25,7 @@ OPTIONS = {  # one entry for every selector
     "global_ranking": {},
     "greedy": {"rounds": 2, **TRIAL},
     "integer_programme": {},
+    "library": {"attention": ["low_rank"], "ffn": ["low_rank"], "fitted_on": 4, **TRIAL},
     "per_type": {},
     "random": {},
     "whole_layers": {},
@@ -60,7 +61,7 @@ def names(sites):
 @pytest.mark.parametrize("name", registry.names("selectors"))
 def test_every_selector_keeps_to_its_budget_and_spares_what_is_protected(name, calibration, scores):
     allowed = {site: score for site, score in scores.items() if site.name not in ("attention.0", "ffn.0", "attention.3")}
-    found = [selector(name).select(dict(allowed), budget_of(calibration), calibration) for _ in range(2)]
+    found = [list(selector(name).select(dict(allowed), budget_of(calibration), calibration)) for _ in range(2)]
     assert found[0] == found[1]
     assert len(set(found[0])) == len(found[0]) == 4 and set(found[0]) <= set(allowed)
     if name in PER_TYPE:
@@ -145,6 +146,43 @@ def test_the_integer_programme_is_optimal_under_several_budgets(per_type, calibr
     assert set(found) == brute_force(scores, allowed)
 
 
+@pytest.mark.parametrize("per_type", [False, True])
+def test_a_library_is_optimal_against_brute_force(per_type, calibration, scores):
+    """What each choice costs is measured here by itself; each site has one of two bypasses, or stays."""
+    own = {"attention": ["low_rank", "mean"], "ffn": [{"class_path": "kept_neurons", "init_args": {"share": 0.5}}, "mean"]}
+    made = selector("library", **own, per_type=per_type)
+    budget = budget_of(calibration, 0.3, "parameters")
+    chosen = made.select(dict(list(scores.items())[2:]), budget, calibration)  # those of layer 0 are protected
+    sites = list(scores)[2:]
+    windows = calibration.subset(8, 24)
+    fitted = Calibration(calibration.model, windows[[1, 3, 5, 7]], 4)
+    ways: dict[str, list] = {}
+    for kind in KINDS:
+        for bypass in getattr(made, kind):
+            trials = Trials(fitted, bypass, windows[[0, 2, 4, 6], :16], (kind,))
+            saved = Budget(calibration, {kind: bypass}, 0.3, "parameters").savings()
+            for site in (site for site in sites if site.kind == kind):
+                ways.setdefault(site.name, [(0.0, 0.0)]).append((saved[site], trials.costs((), [[site]])[0]))
+
+    def goals_met(choice):
+        parts = {kind: sum(w[0] for site, w in zip(sites, choice, strict=True) if site.kind == kind) for kind in KINDS}
+        return all(parts[k] >= budget.goal(k) for k in KINDS) if per_type else sum(parts.values()) >= budget.goal()
+
+    best = min(filter(goals_met, product(*(ways[site.name] for site in sites))), key=lambda c: sum(w[1] for w in c))
+    positions = {site: 1 + getattr(made, site.kind).index(bypass) for site, bypass in chosen.items()}
+    found = tuple(ways[site.name][positions.get(site, 0)] for site in sites)
+    assert goals_met(found) and sum(w[1] for w in found) == pytest.approx(sum(w[1] for w in best), rel=1e-6)
+
+
+def test_what_a_library_chooses_is_what_is_put_in():
+    model = tiny_model()
+    own = {"attention": [], "ffn": ["mean"], "fitted_on": 4, **TRIAL}
+    made = recipe(selector=selector("library", **own), budget="parameters", sparsity=0.2, fitting="sequential")
+    result = compress_model(model, tiny_tokens(), made)
+    assert result.record["selected"] and all(name.startswith("ffn") for name in result.record["selected"])
+    assert result.record["size"]["added_parameters"] == 32 * len(result.record["selected"])
+
+
 def test_the_integer_programme_is_optimal_to_the_last_digit():
     rng = np.random.default_rng(7)
     saved = rng.integers(500, 1000, 100)
@@ -154,7 +192,9 @@ def test_the_integer_programme_is_optimal_to_the_last_digit():
     for c, s in zip(cost, saved, strict=True):
         least[s:] = np.minimum(least[s:], least[:-s] + c)
     sites = [pairs.site(layer) for layer in range(100)]
-    budget = SimpleNamespace(savings=lambda: dict(zip(sites, map(float, saved), strict=True)), goal=lambda *kinds: goal)
+    budget = SimpleNamespace(
+        savings=lambda unit=None: dict(zip(sites, map(float, saved), strict=True)), goal=lambda *kinds: goal
+    )
     found = selector("integer_programme").select(dict(zip(sites, cost, strict=True)), budget, None)
     assert sum(cost[s.layer] for s in found) == pytest.approx(least[goal:].min(), rel=1e-9)
 
@@ -210,7 +250,7 @@ def test_contiguous_by_scores_and_without_a_run(calibration, scores):
 def test_greedy_without_bypasses_equals_a_naive_search(unit, measure, calibration, scores):
     """SLEB and BlockPruner: each time, drop what costs least given what was dropped before."""
     drop = {"bypass": "identity", "rounds": "each", "pool": 2.0, "unit": unit, "measure": measure, **TRIAL}
-    trials = Trials(calibration, registry.make("bypasses", "identity"), 4, 16)
+    trials = Trials(calibration, registry.make("bypasses", "identity"), calibration.subset(4, 16))
 
     def cost(chosen):
         return trials.costs((), [chosen], measure)[0]
@@ -234,7 +274,7 @@ def test_greedy_without_bypasses_equals_a_naive_search(unit, measure, calibratio
 
 
 def test_a_search_never_ends_worse_than_the_lowest_scores(calibration, scores):
-    trials = Trials(calibration, registry.make("bypasses", "low_rank"), 4, 16)
+    trials = Trials(calibration, registry.make("bypasses", "low_rank"), calibration.subset(4, 16))
     start = selector("per_type").select(scores, budget_of(calibration), calibration)
     found = selector("evolutionary", generations=8).select(scores, budget_of(calibration), calibration)
     before, after = trials.costs((), [start, found])
@@ -265,7 +305,7 @@ def test_a_search_within_another_budget_repeats_no_trial(name, scores, monkeypat
 
 
 def test_trials_of_groups_equal_a_full_run(calibration, scores):
-    trials = Trials(calibration, registry.make("bypasses", "low_rank"), 4, 16)
+    trials = Trials(calibration, registry.make("bypasses", "low_rank"), calibration.subset(4, 16))
     sites = calibration.sites
     groups = [[sites[6], sites[1]], [sites[3]], []]
     found = trials.costs([sites[4]], groups)
@@ -287,6 +327,7 @@ def test_trials_of_groups_equal_a_full_run(calibration, scores):
         ("evolutionary", {"offspring": 0}, "must be at least 1"),
         ("global_ranking", {"ffn_weight": 0.0}, "both must be positive"),
         ("integer_programme", {"also": {"bytes": 0.5}}, "units are submodules, parameters"),
+        ("library", {"attention": [], "ffn": []}, "no bypass to choose from"),
         ("integer_programme", {"also": {"kv_bytes": 0.99}}, "cannot be met together"),
         ("given", {"sites": ["ffn.9"]}, "no site that may be replaced is called 'ffn.9'"),
     ],
