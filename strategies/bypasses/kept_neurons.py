@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,19 +35,23 @@ class KeptNeurons(Bypass):
     Args:
         share: added parameters as a share of the removed ones.
         neurons: the part of them that goes into neurons; the rest goes into the low-rank map.
-        ridge: penalty on A B and on V, relative to the mean variance of x and of z_S.
+        ridge: penalty on A B and on V minus its prior, relative to the mean variance of x and of z_S.
+        prior: what V is drawn to: `zero`, or `weights`, the units' own rows of W_out, which carry over to other text.
 
     Raises:
         SubFitError: if a share is out of its range.
     """
 
-    def __init__(self, share: float = 0.1, neurons: float = 0.5, ridge: float = 1e-4) -> None:
+    def __init__(
+        self, share: float = 0.1, neurons: float = 0.5, ridge: float = 1e-4, prior: Literal["zero", "weights"] = "zero"
+    ) -> None:
         check_ridge(ridge)
         if not share > 0 or not 0 <= neurons <= 1:
             raise SubFitError(f"kept_neurons: share is {share} and neurons {neurons}; give above 0, and from 0 to 1")
         self.share = share
         self.neurons = neurons
         self.ridge = ridge
+        self.prior = prior
 
     def parameters(self, sites: list[Site]) -> int:
         return sum(self._sizes(site).parameters for site in sites)
@@ -58,15 +62,17 @@ class KeptNeurons(Bypass):
     def fit(self, branch: Branch, moments: Moments, shared: None) -> nn.Module:
         c, size, width = centre(moments), self._sizes(branch.site), branch.site.width
         hidden = hidden_layers(branch)
-        kept = self._most_needed(c, full_tensor(hidden.output).double(), size.neurons)
+        output = full_tensor(hidden.output).double()
+        kept = self._most_needed(c, output, size.neurons)
         chosen = torch.cat([torch.arange(width, device=kept.device), width + kept])
-        a, b, v = low_rank_beside(c, chosen, width, size.rank, self.ridge)
+        prior = output[kept] if self.prior == "weights" else torch.zeros_like(output[kept])
+        a, b, change = low_rank_beside(_without(c, width + kept, prior), chosen, width, size.rank, self.ridge)
+        v = prior + change
         bias = c.mean_y - c.mean_x[:width] @ a @ b - c.mean_x[chosen[width:]] @ v
+        if not size.rank:
+            return nn.Sequential(*hidden.of(kept), linear_layer(v, bias))
         low_rank = nn.Sequential(linear_layer(a), linear_layer(b, bias))
-        if not size.neurons:
-            return low_rank
-        neurons = nn.Sequential(*hidden.of(kept), linear_layer(v))
-        return Sum(low_rank, neurons) if size.rank else nn.Sequential(*hidden.of(kept), linear_layer(v, bias))
+        return Sum(low_rank, nn.Sequential(*hidden.of(kept), linear_layer(v))) if size.neurons else low_rank
 
     def _most_needed(self, c: Centred, output: Tensor, count: int) -> Tensor:
         """The indices of the units with the most energy that x does not explain, (count), in ascending order."""
@@ -88,6 +94,11 @@ class KeptNeurons(Bypass):
         if neurons + rank < 1:
             raise SubFitError(f"kept_neurons: {self.share} of {site.name} is less than one neuron; give a larger share")
         return Sizes(neurons, rank, neurons * _per_neuron(site) + rank * 2 * site.width + site.width)
+
+
+def _without(c: Centred, inputs: Tensor, weight: Tensor) -> Centred:
+    """The same features, and the targets without what some of the features give by a weight, z W."""
+    return replace(c, xy=c.xy - c.xx[:, inputs] @ weight, mean_y=c.mean_y - c.mean_x[inputs] @ weight)
 
 
 @dataclass(frozen=True)

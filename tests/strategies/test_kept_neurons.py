@@ -107,6 +107,35 @@ def _given_rows(x, z, y, w, penalties):
     return ridged_lstsq(x, (y - z @ v) @ rows.T, penalties[: x.shape[1]]) @ rows
 
 
+@pytest.mark.parametrize("neurons", [0.5, 1.0])
+def test_the_maps_are_ridge_regression_towards_the_prior(neurons):
+    """Against least squares on the tokens, and rows that draw V to the own weights; the map of x, if any, has full rank."""
+    model, tokens = tiny_model(), tiny_tokens(16)
+    site, core = ffn_of(model), model.model.layers[1].mlp
+    bypass = KeptNeurons(share=1.2, neurons=neurons, ridge=0.1, prior="weights")
+    seen = {}
+    with torch.no_grad(), core.register_forward_hook(lambda m, args, output: seen.update(x=args[0], y=output)):
+        model(tokens)
+    (replacement,) = fit_one_shot(Calibration(model, tokens), {site: bypass})
+    found = replacement.bypass
+    low_rank, kept = (None, found) if neurons == 1.0 else (found[0], found[1])
+    with torch.no_grad():
+        z = kept[0](seen["x"]).flatten(0, 1).double().numpy()
+    x, y = (seen[name].flatten(0, 1).double().numpy() for name in "xy")
+    rows = [int((core.gate_proj.weight == row).all(1).nonzero()) for row in kept[0][0][0].weight]
+    own = core.down_proj.weight.detach().double().numpy().T[rows]
+    inputs = [z] if low_rank is None else [x, z]
+    centred = [part - part.mean(0) for part in inputs]
+    penalties = np.concatenate([np.full(part.shape[1], 0.1 * (part**2).mean()) for part in centred])
+    goal = y - y.mean(0) - centred[-1] @ own
+    best = ridged_lstsq(np.concatenate(centred, 1), goal, penalties)
+    v = kept[-1].weight.detach().double().numpy().T
+    np.testing.assert_allclose(v - own, best[-len(own) :], rtol=1e-3, atol=1e-5)
+    if low_rank is not None:
+        a, b = (layer.weight.detach().double().numpy().T for layer in low_rank)
+        np.testing.assert_allclose(a @ b, best[: len(best) - len(own)], rtol=1e-3, atol=1e-5)
+
+
 def test_the_units_with_the_most_unexplained_energy_are_kept():
     model, tokens = tiny_model(), tiny_tokens(16)
     site, bypass = ffn_of(model), KeptNeurons(share=0.3, neurons=1.0, ridge=0.0)
