@@ -19,15 +19,15 @@ from subfit.errors import SubFitError
 from subfit.evaluation.evaluate import evaluate
 from subfit.export.llama_check import check_for_llama_cpp
 from subfit.finetuning.settings import FineTuning
-from subfit.model import checkpoint
+from subfit.model.checkpoint import check_space
 from subfit.model.dtypes import describe_dtypes, rounding_of
 from subfit.model.loading import device_of, load, load_to_cpu
 from subfit.model.processes import init_process_group, shard_model
-from subfit.pipeline import Compression, check_finetuning, compress_model
+from subfit.pipeline import Compression, check_finetuning, check_resume, check_resumed_tokens, compress_model
 from subfit.progress import Stage
 from subfit.registry.listing import list_strategies
+from subfit.saving import Saved
 from subfit.tracking.loggers import Log, open_log
-from subfit.tracking.plots import draw_scores
 from subfit.tracking.provenance import provenance
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def compress(
     engine: Literal["transformers", "llama.cpp"] | None = None,
     log_checkpoint: bool | None = None,
     resume: str | Path | None = None,
+    allow_code: bool = False,
 ) -> Compression:
     """Compresses a model, and saves it if there is an output folder.
 
@@ -114,6 +115,7 @@ def compress(
             (`transformers`).
         log_checkpoint: whether the logger gets the saved model, too (no).
         resume: the `last.ckpt` of an interrupted run, to go on from with its fine-tuning (none).
+        allow_code: whether files of Python that a file in `config` names, such as a scorer's, may run (no).
 
     Returns:
         The compressed model, its tokenizer, and the record that is also saved as `compression.json`.
@@ -121,16 +123,16 @@ def compress(
     Raises:
         SubFitError: if an argument, the model or the data cannot be used; the message says why.
     """
-    given = {name: value for name, value in locals().items() if name not in ("model", "tokenizer", "config")}
+    given = {name: value for name, value in locals().items() if name not in ("model", "tokenizer", "config", "allow_code")}
     given = {name: value for name, value in given.items() if value is not None}
     sources = [config] if isinstance(config, str | Path | Mapping) else config
     if model is None or isinstance(model, str | Path):
         if tokenizer is not None:
             raise SubFitError("a tokenizer is given for a loaded model only; one that is named comes with its own")
-        return run(resolve(*sources, given if model is None else {**given, "model": model}))
+        return run(resolve(*sources, given if model is None else {**given, "model": model}, allow_code=allow_code))
     if tokenizer is None:
         raise SubFitError("the model is loaded; give its tokenizer, too: tokenizer=...")
-    return run(_on_loaded(resolve(*sources, given), model), (model, tokenizer))
+    return run(_on_loaded(resolve(*sources, given, allow_code=allow_code), model), (model, tokenizer))
 
 
 def run(options: Options, loaded: tuple[Any, Any] | None = None) -> Compression:
@@ -143,45 +145,47 @@ def run(options: Options, loaded: tuple[Any, Any] | None = None) -> Compression:
     Raises:
         SubFitError: if the options, the model or the data cannot be used.
     """
-    if options.output is not None:
-        checkpoint.check_free(options.output)
-    options.check_files()
-    check_finetuning(options.recipe)
-    folder = options.output and f"{options.output}.run"
     written = configuration(options)
-    with open_log(options.logger, written, folder, options.resume, artifact=options.log_checkpoint) as log:
-        compression = _run(options, written, loaded, log)
+    check_finetuning(options.recipe, device_of(options.device))
+    check_resume(options.resume, options.recipe, written)
+    saved = Saved(options.output, options.resume)
+    options.check_files()
+    with (
+        saved.said_of_errors(),
+        open_log(options.logger, written, saved.run_folder, options.resume, artifact=options.log_checkpoint) as log,
+    ):
+        compression = _run(options, written, loaded, log, saved)
         log.result(compression.record, options.output)
     return compression
 
 
-def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | None, log: Log) -> Compression:
+def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | None, log: Log, saved: Saved) -> Compression:
     start = time.perf_counter()
     torch.manual_seed(options.seed)
     model, tokenizer = loaded or model_of(options)
     if options.output is not None:
-        checkpoint.check_space(options.output, model)
+        check_space(options.output, model)
     if options.engine == "llama.cpp":
         recipe = options.recipe
         check_for_llama_cpp(model, tokenizer, {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass})
     loaded_at = time.perf_counter()
     tokens, held_out = tokens_of(options, model, tokenizer)
     described = describe_data(options, tokens, held_out)  # now, as files may be gone after the fit
+    check_resumed_tokens(options.resume, tokens)
     warn_of_shared_windows(held_out, tokens, "evaluation")
     for path in options.configurations:
         warn_of_other_tokens(path, written, described["calibration_tokens"]["sha256"])
-    read_at = time.perf_counter()
-    compression = compress_model(
-        model, tokens, options.recipe, evaluation=held_out, batch_size=options.batch_size, seed=options.seed, log=log
-    )
+    stages = {"load": loaded_at - start, "data": time.perf_counter() - loaded_at}
+
+    def save(record: dict[str, Any], closed_form: bool = True) -> None:
+        record["seconds"] = {name: round(value, 3) for name, value in stages.items()} | record["seconds"]
+        record.update(**provenance(), dtypes=describe_dtypes(model), configuration=written, **described)
+        saved.save(model, tokenizer, record, closed_form)
+
+    given: dict[str, Any] = {"evaluation": held_out, "batch_size": options.batch_size, "seed": options.seed}
+    compression = compress_model(model, tokens, options.recipe, log=log, keep=save, **given)
     compression.tokenizer = tokenizer
-    stages = {"load": loaded_at - start, "data": read_at - loaded_at}
-    record = compression.record
-    record["seconds"] = {name: round(value, 3) for name, value in stages.items()} | record["seconds"]
-    record.update(**provenance(), dtypes=describe_dtypes(model), configuration=written, **described)
-    if options.output is not None:
-        with Stage(f"writing {options.output}"):
-            checkpoint.save(compression.model, tokenizer, record, options.output, draw_scores)
+    save(compression.record, closed_form=False)
     return compression
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from subfit import registry
 from subfit.errors import SubFitError
-from subfit.options.sources import check_recorded, find_source, merge, read_source, unfold
+from subfit.options.sources import check_recorded, find_source, merge, unfold
 from subfit.options.typed import check_fields, check_known, typed
 
 if TYPE_CHECKING:  # what they are in takes seconds to import, which help does not wait for
@@ -162,7 +162,7 @@ RECIPE = tuple(f.name for f in dataclasses.fields(Recipe))
 OPTIONS = RECIPE + tuple(f.name for f in dataclasses.fields(Options) if f.name != "recipe")
 
 
-def resolve(*sources: Source) -> Options:
+def resolve(*sources: Source, allow_code: bool = False) -> Options:
     """Returns the options that some sources give, of which the later win.
 
     Mappings are merged into one another, and arguments into the strategy that an earlier source has named. A strategy that
@@ -174,16 +174,21 @@ def resolve(*sources: Source) -> Options:
             compressed models, see `find_source`. A strategy in a mapping is an object, a name, or a mapping with
             `class_path` and `init_args`; an object is kept as it is, and one that is given for both types of site is one
             group. `ffn_bypass: attention_bypass` says the same in plain data.
+        allow_code: whether files of Python that a source other than a mapping names may run, beside those added as plug-ins.
 
     Raises:
-        SubFitError: if an option or a strategy is unknown, or has a value that it cannot have, or a record does not hold it.
+        SubFitError: if an option or a strategy is unknown, or has a value that it cannot have, or a record does not hold it,
+            or a source names code that may not run.
     """
     values, files = dict(DEFAULTS), list[str]()
     for source in sources:
         if not isinstance(source, Mapping):
             files.append(str(find_source(str(source))))
-        given = unfold(source if isinstance(source, Mapping) else read_source(str(source)))
-        check_known(given, OPTIONS, "" if isinstance(source, Mapping) else str(source))
+            source, name = registry.read_configuration(str(source), allow_code=allow_code), str(source)
+        else:
+            name = ""
+        given = unfold(source)
+        check_known(given, OPTIONS, name)
         values = {**values, **{name: merge(values.get(name), value) for name, value in given.items()}}
     for name, value in values.items():
         check_recorded(value, name)

@@ -2,24 +2,28 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from subfit.bypass import Bypass, Substitute
 from subfit.calibration.capture import Calibration
 from subfit.config import Recipe
-from subfit.errors import SubFitError, attribute_errors_to, where
+from subfit.errors import SubFitError, attribute_errors_to, missing, where
 from subfit.evaluation.comparison import Comparison
+from subfit.finetuning.closed_form import UNFINISHED, closed_form
 from subfit.fitting.budget import Budget
 from subfit.fitting.costs import flops_per_token
 from subfit.fitting.one_shot import fit_one_shot
 from subfit.fitting.sequential import fit_sequential
 from subfit.fitting.substitutes import Plan, plan_of
-from subfit.model.finalizing import check_replaceable, finalize
+from subfit.model.digests import tensor_digest
+from subfit.model.finalizing import check_replaceable, finalize, finalized
 from subfit.model.portable_code import portable_source
 from subfit.model.processes import broadcast, init_process_group
 from subfit.model.replacing import Replacement, Switch, switched_off
@@ -56,6 +60,7 @@ def compress_model(
     batch_size: int = 8,
     seed: int = 0,
     log: Log | None = None,
+    keep: Callable[[dict[str, Any]], None] | None = None,
 ) -> Compression:
     """Replaces the least needed sites of a dense model by fitted bypasses, in place.
 
@@ -67,6 +72,7 @@ def compress_model(
         batch_size: windows run at once.
         seed: of every strategy that draws at random and has no seed of its own.
         log: where a fine-tuning is logged.
+        keep: called before a fine-tuning, with the record of the closed-form result; the model can be saved then.
 
     Raises:
         SubFitError: if the model is not supported, or gives NaN, or the recipe does not fit it.
@@ -76,6 +82,10 @@ def compress_model(
     init_process_group(calibration.device)
     switches, record = fit_recipe(calibration, recipe, seed)
     portable_source([switch.stand_in.bypass for switch in switches if switch.stand_in])  # fails before the work that follows
+    if keep is not None and recipe.finetune is not None:
+        record["size"] = compression_sizes(calibration, switches)
+        with finalized(model, switches, calibration.sites):
+            keep({**record, "seconds": dict(record["seconds"]), "finetune": closed_form(UNFINISHED)})
     tune(calibration, switches, recipe, record, log or Log())
     if evaluation is not None and len(evaluation):
         with timed(record["seconds"], "evaluate"), Stage("evaluating"):
@@ -99,7 +109,7 @@ def fit_recipe(
     Returns:
         The replacements, switched on, and the record of scores, selection, fit and seconds as plain data.
     """
-    check_finetuning(recipe, calibration.model)
+    check_finetuning(recipe, calibration.device, calibration.model)
     seconds: dict[str, float] = {}
     substitutes: dict[Kind, Substitute] = {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass}
     scorer, selector, substitutes = with_seed((recipe.scorer, recipe.selector, substitutes), seed)
@@ -128,13 +138,42 @@ def _fit(calibration: Calibration, plan: Plan, recipe: Recipe) -> Sequence[Switc
     return fit_sequential(calibration, plan, recipe.target, recipe.correction, recipe.refit_kept)
 
 
-def check_finetuning(recipe: Recipe, model: nn.Module | None = None) -> None:
+def check_finetuning(recipe: Recipe, device: torch.device, model: nn.Module | None = None) -> None:
     """Checks the settings of a fine-tuning, if the recipe has one; see `check_settings`."""
     if recipe.finetune is not None:
         with warnings.catch_warnings():  # to which Lightning adds, when it is imported
             from subfit.finetuning.trainer import check_settings  # and Lightning, which takes seconds
 
-        check_settings(recipe.finetune, model)
+        check_settings(recipe.finetune, device, model)
+
+
+def check_resume(resume: str | None, recipe: Recipe, configuration: Mapping[str, Any]) -> None:
+    """Checks that a run can go on from the state of an interrupted one, before any work.
+
+    Args:
+        resume: the file of the state; None if there is none.
+        recipe, configuration: what this run does, and all its options as plain data.
+
+    Raises:
+        SubFitError: if it is no such state, or that of a run with other options, or this run has no fine-tuning.
+    """
+    if resume is None:
+        return
+    if not Path(resume).is_file():
+        raise SubFitError(f"resume: the checkpoint {missing(resume)}")
+    if recipe.finetune is None:
+        raise SubFitError("resume: this run has no fine-tuning that could go on; give the options of the interrupted run")
+    from subfit.finetuning.resuming import check_state, identity_of_options  # and Lightning, which takes seconds
+
+    check_state(resume, identity_of_options(configuration))
+
+
+def check_resumed_tokens(resume: str | None, tokens: Tensor) -> None:
+    """Raises SubFitError if a run that goes on from the state of an interrupted one has other calibration tokens."""
+    if resume is not None:
+        from subfit.finetuning.resuming import TOKENS, check_state  # and Lightning, which takes seconds
+
+        check_state(resume, {TOKENS: tensor_digest(tokens)})
 
 
 def tune(calibration: Calibration, switches: list[Switch], recipe: Recipe, record: dict[str, Any], log: Log) -> None:

@@ -56,7 +56,7 @@ def test_bad_options_are_one_clear_error(given, message):
 
 def test_compress_has_a_signature_that_names_every_option():
     parameters = inspect.signature(subfit.compress).parameters
-    assert [name for name in parameters if name not in ("model", "tokenizer", "config")] == [
+    assert [name for name in parameters if name not in ("model", "tokenizer", "config", "allow_code")] == [
         o for o in OPTIONS if o != "model"
     ]
     assert hints(subfit.compress).keys() - {"return"} == parameters.keys()

@@ -6,7 +6,7 @@ from typing import Any
 
 from subfit.config import OPTIONS
 from subfit.errors import SubFitError
-from subfit.options.sources import read_source
+from subfit.registry import read_configuration
 
 CELL_OPTIONS = frozenset(OPTIONS) - {"output"}
 
@@ -47,7 +47,7 @@ def _products(axes: dict[str, list[Any]], together: dict[str, list[Any]]) -> lis
     return [row | dict(zip(axes, values, strict=True)) for row in rows for values in itertools.product(*axes.values())]
 
 
-def cell_sources(path: str, content: dict[str, Any], chosen: Values) -> list[Values]:
+def cell_sources(path: str, content: dict[str, Any], chosen: Values, allow_code: bool = False) -> list[Values]:
     """Returns the options that a cell's values set, of which the later win; options that follow each other are one source.
 
     Raises:
@@ -66,7 +66,7 @@ def cell_sources(path: str, content: dict[str, Any], chosen: Values) -> list[Val
         else:
             raise SubFitError(f"{path}: unknown option {key!r}; options are {', '.join(sorted(CELL_OPTIONS))}")
         found, together = [*found, together], {}
-        found += [read_source(options["config"], [path])] if "config" in options else []
+        found += [read_configuration(options["config"], [path], allow_code)] if "config" in options else []
         found.append({name: option for name, option in options.items() if name != "config"})
     return [*found, together]
 

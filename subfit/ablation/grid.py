@@ -12,7 +12,6 @@ from subfit.calibration.settings import EvaluationData
 from subfit.config import Options, configuration, resolve
 from subfit.errors import SubFitError, missing
 from subfit.options.reading import read_mapping
-from subfit.options.sources import read_source
 from subfit.options.typed import typed
 
 KEYS = ("base", "options", "axes", "zip", "cells", "exclude", "texts", "tasks", "limit")
@@ -79,7 +78,7 @@ class Grid:
         return described | ({"tasks": self.tasks, "limit": self.limit} if self.tasks else {})
 
 
-def read_grid(path: str) -> Grid:
+def read_grid(path: str, allow_code: bool = False) -> Grid:
     """Reads a grid file.
 
     Relative paths in it are relative to the folder that the command runs in, as everywhere. One of its keys `axes`, `zip`
@@ -97,16 +96,23 @@ def read_grid(path: str) -> Grid:
     - `tasks`: files of zero-shot tasks to evaluate each cell on, see `evaluation.tasks.read_task`.
     - `limit`: number of items of each task, the first ones (`items` in older grids); all if not given.
 
+    Args:
+        allow_code: whether files of Python that it names may run, beside those added as plug-ins.
+
     Raises:
-        SubFitError: if the file cannot be read, or a cell of it could not be run, or two cells are the same.
+        SubFitError: if the file cannot be read, or a cell of it could not be run, or two cells are the same, or it names
+            code that may not run.
     """
     content = _read(path)
+    if not allow_code:
+        registry.check_code(content, path)
     base = content.get("base", [])
-    shared = [read_source(name, [path]) for name in (base if isinstance(base, list) else [base])]
+    bases = base if isinstance(base, list) else [base]
+    shared = [registry.read_configuration(name, [path], allow_code) for name in bases]
     shared.append(content.get("options", {}))
     defaults = configuration(resolve())
     cells = [
-        _cell(path, chosen, [*shared, *cell_sources(path, content, chosen)], defaults)
+        _cell(path, chosen, [*shared, *cell_sources(path, content, chosen, allow_code)], defaults)
         for chosen in combinations(path, content)
     ]
     _check_different(path, cells)

@@ -12,7 +12,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from subfit.ablation.row_format import is_row
 from subfit.errors import SubFitError
+from subfit.options.reading import read_json
 from subfit.tracking.atomic import whole_file
 from subfit.tracking.records import check_format, flat
 
@@ -25,7 +27,7 @@ class Rows:
 
     Args:
         folder: where; it is made if it does not exist.
-        grid: what the rows belong to, as plain data.
+        grid: what the rows belong to, as plain data, see `Grid.as_dict`; it may have more cells than earlier.
 
     Raises:
         SubFitError: if the folder holds the rows of another grid, or something else.
@@ -40,10 +42,12 @@ class Rows:
                 raise SubFitError(f"the folder {folder} holds something else than an ablation; give another one")
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
             with self._lock("folder"):
-                if not description.exists():
+                earlier = read_json(description) if description.exists() else {}
+                grid = json.loads(json.dumps(grid))
+                if earlier and (why := _difference(earlier, grid)):
+                    raise SubFitError(f"the folder {folder} holds the rows of another grid: {why}; give another folder")
+                if earlier != grid:
                     write_text(description, json.dumps(grid, indent=1, sort_keys=True) + "\n")
-                elif json.loads(description.read_text(encoding="utf-8")) != json.loads(json.dumps(grid)):
-                    raise SubFitError(f"the folder {folder} holds the rows of another grid; give another one")
         except OSError as error:
             raise SubFitError(f"cannot write to the folder {folder}: {error}") from error
 
@@ -103,6 +107,16 @@ def _other_files(folder: Path) -> list[str]:
     return [name for name in names if name != "locks" and not name.startswith(".grid.json.")]
 
 
+def _difference(earlier: dict[str, Any], grid: dict[str, Any]) -> str | None:
+    """Why the rows of an earlier grid are not those of a grid; None if they are, as this has the same cells, or more."""
+    for key in sorted({*earlier, *grid} - {"cells"}):
+        if earlier.get(key) != grid.get(key):
+            return f"its {key} are others"
+    cells = grid.get("cells", {})
+    gone = [values for name, values in earlier.get("cells", {}).items() if cells.get(name) != values]
+    return f"the cell {json.dumps(gone[0])} is gone, or has other options" if gone else None
+
+
 def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
     """Returns the last row of each cell, by its name; a line that a killed process left unfinished is none.
 
@@ -114,22 +128,22 @@ def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     rows = {}
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        row = _row(line)
-        if row is None:
-            logger.warning("%s:%d: this line is damaged, and is left out", path, number)
-        else:
+        row = _parsed(line)
+        if isinstance(row, dict) and isinstance(row.get("format_version"), int):
             check_format(row, f"{path}:{number}")
+        if is_row(row):
             rows[row["cell"]] = row
+        else:
+            logger.warning("%s:%d: this line is damaged, and is left out", path, number)
     return rows
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
-    """The row in a line, None if there is none."""
+def _parsed(line: bytes) -> Any:
+    """What is written in a line; None if it is no JSON."""
     try:
-        row = json.loads(line)
-    except ValueError:
+        return json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and "cell" in row else None
 
 
 def write_text(path: Path, text: str) -> None:

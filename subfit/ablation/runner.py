@@ -25,7 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 def ablate(
-    path: str, output: str, shard: str = "1/1", report: Report = lambda cell, status, row: None
+    path: str,
+    output: str,
+    shard: str = "1/1",
+    report: Report = lambda cell, status, row: None,
+    allow_code: bool = False,
 ) -> list[dict[str, Any]]:
     """Runs every cell of a grid that has no finished row in the output folder yet.
 
@@ -34,7 +38,7 @@ def ablate(
     by one of them.
 
     Args:
-        path: the grid file, see `read_grid`.
+        path, allow_code: the grid file, and whether code that it names may run; see `read_grid`.
         output: folder for `rows.jsonl`, `results.csv` and what the cells share (`cache`).
         shard: `i/n`, to run every n-th cell only, beginning with the i-th.
         report: called with a cell, its status ("waiting", "running", "done", "failed" or "elsewhere") and its row. Every
@@ -46,7 +50,7 @@ def ablate(
     Raises:
         SubFitError: if the grid or the folder cannot be used.
     """
-    grid = read_grid(path)
+    grid = read_grid(path, allow_code)
     grid.check_files()
     cells = _shard(grid.cells, shard)
     tasks = [read_task(name, grid.limit) for name in grid.tasks]

@@ -9,8 +9,7 @@ from typing import Any
 from matplotlib.ticker import EngFormatter
 
 from subfit.ablation.measures import Row, axis_label, cache_left, first_text, is_numeric, net_parameters
-
-STAGES = ("score", "select", "fit")  # of a compression, whose seconds are added
+from subfit.ablation.row_format import STAGES
 
 Field = tuple[Any, str]  # what a field is sorted by, and what is shown of it
 

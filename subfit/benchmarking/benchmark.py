@@ -15,8 +15,8 @@ from subfit.benchmarking.workload import Workload, check_comparable
 from subfit.bypass import Substitute
 from subfit.config import DEFAULTS, Recipe, resolve
 from subfit.errors import SubFitError
-from subfit.model import checkpoint
 from subfit.model.dtypes import compute_natively, name_of, rounding_of, saved_dtype
+from subfit.model.folders import check_free, new_folder
 from subfit.model.loading import load
 from subfit.model.sizes import footprint
 from subfit.options.typed import check_known, typed, typed_arguments
@@ -66,7 +66,7 @@ def benchmark(
     """
     workload = workload or Workload()
     if output is not None:
-        checkpoint.check_free(output)
+        check_free(output)
     given = {"attention_bypass": attention_bypass, "ffn_bypass": ffn_bypass, "sparsity": sparsity}
     recipe = resolve(given).recipe
     options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
@@ -111,7 +111,7 @@ def _models(
 
 def _save(result: dict[str, Any], output: str) -> None:
     """Writes a result, and a picture of its speed if that was measured, to a new folder."""
-    with checkpoint.new_folder(output) as folder:
+    with new_folder(output) as folder:
         (folder / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         if result["prefill"] or result["decoding"]:
             draw_speed(result, folder / "benchmark.png")

@@ -32,6 +32,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--wandb", action="store_true", help="Log the cells as the rows of one run of Weights & Biases.")
     parser.add_argument("--json", action="store_true", help="Print the rows as JSON.")
     document_plugins(parser)
+    parser.add_argument("--allow_code", action="store_true", help="Let all .py files that the grid names run.")
     parsed = parser.parse_args(add_plugins(arguments))
     from subfit.ablation.runner import ablate
     from subfit.tracking.wandb_runs import TableLog
@@ -46,7 +47,7 @@ def run(arguments: list[str]) -> int:
                 log.add(row)
 
         stack.enter_context(show_above(progress.render))
-        rows = ablate(parsed.grid, parsed.output, parsed.shard, report)
+        rows = ablate(parsed.grid, parsed.output, parsed.shard, report, parsed.allow_code)
     failed = [row for row in rows if row["status"] == "failed"]
     if parsed.json:
         print(json.dumps(rows, indent=2))

@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import Any
 
+from subfit import registry
 from subfit.cli.arguments import Parser, add_plugins, document_plugins, take
 from subfit.cli.help import with_default
 from subfit.cli.tables import show_table
@@ -27,9 +28,12 @@ def run(arguments: list[str]) -> int:
     configurations, rest = take(rest, "config".__eq__)
     dotted, rest = take(rest, lambda option: "." in option)
     typed_in = vars(parser.parse_args(rest))
-    as_json = typed_in.pop("json", False)
+    as_json, allow_code = typed_in.pop("json", False), typed_in.pop("allow_code", False)
     given: dict[str, Any] = {}
-    for source in (*(read_mapping(name) for _, name in configurations), {**typed_in, **dict(dotted)}):
+    sources = {str(name): read_mapping(name) for _, name in configurations}
+    for name, content in sources.items() if not allow_code else ():
+        registry.check_code(content, name)
+    for source in (*sources.values(), {**typed_in, **dict(dotted)}):
         given = merge(given, unfold(source))
     from subfit.benchmarking.benchmark import benchmark_from  # imports torch, which help does not wait for
 
@@ -68,6 +72,7 @@ def _parser() -> Parser:
     parser.add_argument("--trust_remote_code", action="store_true", help="Let code in a checkpoint run.")
     parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
     document_plugins(parser)
+    parser.add_argument("--allow_code", action="store_true", help="Let all .py files that configurations name run.")
     return parser
 
 

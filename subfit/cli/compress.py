@@ -29,6 +29,8 @@ General:
       model; may be repeated
   --plugins FILE
       A .py file with strategies; may be repeated
+  --allow_code
+      Let all .py files that configurations name run, not only those given by --plugins
   --print_config
       Print the whole configuration, which as --config makes the same run, and stop
   --json
@@ -49,13 +51,14 @@ def run(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print("\n".join([HELP, options_help("subfit.config", "Options"), "", examples(EXAMPLES)]))
         return 0
-    flags = [argument for argument in arguments if argument in ("--json", "--print_config")]
+    flags = [argument for argument in arguments if argument in ("--json", "--print_config", "--allow_code")]
     rest = add_plugins([argument for argument in arguments if argument not in flags])
     given, unexpected = take(rest, lambda option: True)
     if unexpected:
         raise SubFitError(f"unexpected argument {unexpected[0]!r}; options are given as --OPTION VALUE")
     configurations = [str(value) for name, value in given if name == "config"]
-    options = resolve(*configurations, {name: value for name, value in given if name != "config"})
+    typed_in = {name: value for name, value in given if name != "config"}
+    options = resolve(*configurations, typed_in, allow_code="--allow_code" in flags)
     if is_rank_zero():
         for line in overruled(given):
             print(f"subfit compress: {line}", file=sys.stderr)

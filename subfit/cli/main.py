@@ -30,6 +30,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    _open_missing_streams()
     parser = Parser("subfit", "Post-training compression of language models.")
     parser.add_argument("--version", action="version", version=f"subfit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
@@ -51,22 +52,48 @@ def main(argv: list[str] | None = None) -> int:
     except SubFitError as error:
         if debug:
             raise
-        print(f"subfit {command}: error: {error}", file=sys.stderr)
+        print(f"subfit {command}: error: {'; '.join([str(error), *_notes(error)])}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"subfit {command}: interrupted; {kept}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"subfit {command}: interrupted; {'; '.join(_notes(error) or [kept])}", file=sys.stderr)
         return 130
-    except _Terminated:
-        print(f"subfit {command}: terminated; {kept}", file=sys.stderr)
+    except _Terminated as error:
+        print(f"subfit {command}: terminated; {'; '.join(_notes(error) or [kept])}", file=sys.stderr)
         return 128 + signal.SIGTERM
-    except (BrokenPipeError, SystemExit) as error:
-        closed = isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)  # as rich leaves
-        if debug or not closed:
+    except (OSError, SystemExit) as error:
+        cause = error.__context__ if isinstance(error, SystemExit) else error  # rich leaves by SystemExit
+        if debug or not isinstance(cause, OSError):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
-        return 141  # as a process that the signal of a broken pipe ends
+        closed, unwritable = isinstance(cause, BrokenPipeError), _drop_unwritable_output()
+        if closed:
+            return 141  # as a process that the signal of a broken pipe ends
+        what = "the result cannot be written to stdout: " if unwritable else ""
+        print(f"subfit {command}: error: {'; '.join([f'{what}{cause}', *_notes(error)])}", file=sys.stderr)
+        return 2
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added to an error on its way, such as where the result of the finished part of a run is."""
+    return getattr(error, "__notes__", [])
+
+
+def _open_missing_streams() -> None:
+    """Gives a process that was started without stdout or stderr some, so that no file that it opens becomes these."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lasts
+
+
+def _drop_unwritable_output() -> bool:
+    """Whether what is left to write to stdout cannot be written; then it is dropped, which else fails again at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 class _Terminated(SystemExit):

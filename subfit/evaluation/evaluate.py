@@ -16,6 +16,7 @@ from subfit.evaluation.probes import measure_probes
 from subfit.evaluation.tasks import Task, read_task
 from subfit.evaluation.texts import calibration_of, domains, named_texts
 from subfit.evaluation.zero_shot import score_task
+from subfit.model.digests import recorded_digests
 from subfit.model.dtypes import describe_dtypes
 from subfit.model.loading import load
 from subfit.model.sizes import kv_bytes_per_token
@@ -84,8 +85,8 @@ def evaluate(
         nonlocal start
         seconds[stage], start = round(time.perf_counter() - start, 3), time.perf_counter()
 
-    subject, tokenizer = load(model, **options)
-    dense = load(reference, **options)[0] if reference is not None else None
+    subject, tokenizer = load(model, verify=recorded_digests(model) is not None, **options)
+    dense = load(reference, verify=recorded_digests(reference) is not None, **options)[0] if reference is not None else None
     if dense is not None:
         _check_vocabularies(subject, dense)
     finish("load")

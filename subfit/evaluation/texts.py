@@ -1,13 +1,13 @@
 """The texts that a model is evaluated on: their names, and whether they are of the domain of its calibration."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from subfit.calibration.settings import Data, EvaluationData
 from subfit.errors import SubFitError
-from subfit.tracking.records import check_format
+from subfit.options.typed import shown
+from subfit.tracking.records import read_record
 
 
 def named_texts(data: Data | dict[str, Data] | None, in_domain: Sequence[str] | None, others: bool) -> dict[str, Data]:
@@ -63,12 +63,12 @@ def calibration_of(model: str) -> dict[str, Any] | None:
     """Returns the options of the calibration tokens of a compressed model, if it is a folder that has them.
 
     Raises:
-        SubFitError: if its record is of a format that is not known.
+        SubFitError: if its record cannot be read, or is of a format that is not known.
     """
     path = Path(model) / "compression.json"
     if not path.is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    check_format(record, str(path))
-    found: dict[str, Any] | None = record.get("configuration", {}).get("calibration")
+    found = read_record(path).get("configuration", {}).get("calibration")
+    if found is not None and not isinstance(found, dict):
+        raise SubFitError(f"{path}: configuration.calibration is {shown(found)}; it must be a mapping")
     return found

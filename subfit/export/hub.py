@@ -1,6 +1,5 @@
 """Uploads a compressed model to the hub."""
 
-import json
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -9,6 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from subfit.errors import SubFitError
 from subfit.model.checkpoint import card
 from subfit.model.loading import is_compressed
+from subfit.tracking.records import read_record
 
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]  # of the HTTP client, which depends on the version
 
@@ -33,7 +33,7 @@ def push(folder: str, repository: str, private: bool = False) -> str:
         raise SubFitError(
             f"{folder} is not a folder that subfit compress wrote: config.json and compression.json are needed"
         )
-    text = card(json.loads(record.read_text(encoding="utf-8")), repository)
+    text = card(read_record(record), repository)
     files: dict[str, Path | bytes] = {file.name: file for file in sorted(path.iterdir()) if file.is_file()}
     files["README.md"] = text.encode()
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]

@@ -14,11 +14,12 @@ from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
 from subfit.evaluation.comparison import Comparison
 from subfit.finetuning.callbacks import KeepBest, Progress
+from subfit.finetuning.closed_form import closed_form
 from subfit.finetuning.data_module import DistillationData, held_out
 from subfit.finetuning.distillation import Distillation
 from subfit.finetuning.isolation import interruptible, kept_open, processes_of, quiet
 from subfit.finetuning.lora import Adapters
-from subfit.finetuning.resuming import LastState, check_state, run_identity
+from subfit.finetuning.resuming import LastState, OtherRun, check_state, run_identity
 from subfit.finetuning.settings import FineTuning, LoRA
 from subfit.finetuning.trainer import make_trainer
 from subfit.model.replacing import Switch, switched_off
@@ -40,8 +41,7 @@ def fine_tune(calibration: Calibration, switches: list[Switch], settings: FineTu
         `kl_before` and `kl_after`, the `curve` of `KeepBest`, `stopped` with a reason if training ended early, and
         `trained_parameters`.
     """
-    record: dict[str, Any] = {"kept": "closed-form", "step": 0, "kl_before": None, "kl_after": None, "stopped": None}
-    record |= {"trained_parameters": 0, "curve": []}
+    record = closed_form()
     with _failure_recorded(record), _adapters(calibration, switches, settings.lora, record):
         module = Distillation(calibration.model, switches, settings)
         best = KeepBest(module.master_weights)
@@ -74,7 +74,7 @@ def _train(
     if settings.patience is not None:
         callbacks.append(EarlyStopping("validation/kl", patience=settings.patience))
     if log.folder is not None or log.resume is not None:
-        identity = run_identity(calibration, switches, module.master_weights)
+        identity = run_identity(calibration, switches, module.master_weights, log.configuration)
         if log.resume is not None:
             check_state(log.resume, identity)
         if log.folder is not None:
@@ -93,6 +93,8 @@ def _failure_recorded(record: dict[str, Any]) -> Iterator[None]:
     """Within the context, an error ends the fine-tuning, not the run: it is shown, and the record says what it was."""
     try:
         yield
+    except OtherRun:
+        raise
     except Exception as error:
         expected = isinstance(error, SubFitError | OSError)
         if not expected:

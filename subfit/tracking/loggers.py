@@ -2,12 +2,11 @@
 
 import sys
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from subfit.errors import SubFitError, missing
+from subfit.errors import SubFitError
 from subfit.model.processes import is_rank_zero
 from subfit.options.signatures import instantiate, parse_value
 
@@ -25,15 +24,20 @@ class Log:
         folder: folder of what a run leaves besides its result, such as the state of a fine-tuning; none, if not given.
         resume: file with the state of a fine-tuning to go on from.
         artifact: whether Weights & Biases gets the saved checkpoint, too.
+        configuration: the options of the run as plain data, as far as they are known.
 
     Attributes:
         loggers: for Lightning's Trainer.
     """
 
-    def __init__(self, folder: str | None = None, resume: str | None = None, artifact: bool = False):
-        if resume is not None and not Path(resume).is_file():
-            raise SubFitError(f"resume: the checkpoint {missing(resume)}")
-        self.folder, self.resume = folder, resume
+    def __init__(
+        self,
+        folder: str | None = None,
+        resume: str | None = None,
+        artifact: bool = False,
+        configuration: Mapping[str, Any] | None = None,
+    ):
+        self.folder, self.resume, self.configuration = folder, resume, configuration or {}
         self.loggers: list[Logger] = []
         self._made: list[Logger] = []
         self._artifact = artifact
@@ -102,7 +106,7 @@ def open_log(
         SubFitError: if there is no such logger, it cannot be made, or it has nowhere to write to.
     """
     wanted = check_loggers(logger, folder)
-    log = Log(folder, resume, artifact)
+    log = Log(folder, resume, artifact, configuration)
     if is_rank_zero():
         try:
             for given in wanted:

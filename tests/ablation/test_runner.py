@@ -125,7 +125,8 @@ def test_a_scorer_that_fails_fails_its_own_cells_alone(grid, tmp_path):
         "from subfit.scorer import StreamScorer\nclass Bad(StreamScorer):\n    def update(self, h, x, y):\n        1 / 0\n"
     )
     (tmp_path / "bad.py").write_text(f"{code}    def compute(self):\n        return 0.0\n")
-    rows, _ = run(grid(axes={"scorer": ["rotation", str(tmp_path / "bad.py"), "magnitude"]}), tmp_path / "out")
+    path = grid(axes={"scorer": ["rotation", str(tmp_path / "bad.py"), "magnitude"]})
+    rows = ablate(path, str(tmp_path / "out"), allow_code=True)
     assert [row["status"] for row in rows] == ["done", "failed", "done"]
     assert "bad.py:4): ZeroDivisionError" in rows[1]["error"]
 

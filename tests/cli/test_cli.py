@@ -41,6 +41,18 @@ def test_a_reader_that_stops_is_no_error(write, buffered):
     assert process.stderr.read() == b"" and process.wait() == 141
 
 
+@pytest.mark.parametrize("write", ["print('x')", "print('x' * 100_000)", "rich.print('x')"])
+@pytest.mark.parametrize(("shell", "code", "said"), [(">/dev/full", 2, "No space left on device"), (">&-", 0, "")])
+def test_a_stdout_that_is_full_is_one_line_and_one_that_is_closed_none(write, shell, code, said):
+    command = f"import sys, types, rich\ndef run(arguments):\n    {write}\n    return 0\n"
+    replaced = "sys.modules['subfit.cli.list'] = types.SimpleNamespace(run=run)\n"
+    script = f"{command}{replaced}from subfit.cli.main import main\nsys.exit(main(['list']))"
+    done = subprocess.run(["sh", "-c", f'"$0" -c "$1" {shell}', sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    wanted = f"subfit list: error: the result cannot be written to stdout: [Errno 28] {said}\n" if said else ""
+    assert done.stderr == wanted
+
+
 def test_compress_evaluate_and_reproduce(subfit, model_folder, text_file, tmp_path):
     common = ["--model", model_folder, "--calibration.path", text_file, *SMALL, "--sparsity", 0.5]
     done = subfit("compress", *common, "--output", "one", "--json")

@@ -129,7 +129,7 @@ def test_what_cannot_be_used_is_one_line_before_any_work(given, message, model_f
 def test_objects_are_checked_and_kept():
     seen, monitor = Rates(), {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
     settings = FineTuning(trainer={"callbacks": [seen, monitor]})
-    check_settings(settings)
+    check_settings(settings, torch.device("cpu"))
     assert settings.trainer["callbacks"][1] is monitor and list(monitor) == ["class_path"]
     assert settings.trainer["callbacks"][0] is seen and settings.trainer["max_steps"] == 200
 

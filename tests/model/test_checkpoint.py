@@ -115,7 +115,9 @@ def test_a_plugins_own_module_travels_with_the_checkpoint(tmp_path):
     tokens, found = in_fresh_process(tmp_path / "model", tmp_path)
     with torch.no_grad():
         assert torch.equal(found["logits"], result.model(tokens).logits)
-    with pytest.raises(SubFitError, match="'Gate' is neither in torch.nn nor in subfit; .* let that run: trust_remote_code"):
+    with pytest.raises(
+        SubFitError, match="'Gate' is neither in torch.nn nor in subfit; .* let that run: --trust_remote_code"
+    ):
         load_without_tokenizer(tmp_path / "model")
     model, _ = load(str(tmp_path / "model"), trust_remote_code=True)
     with torch.no_grad():

@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
 def grid(**content):
     with open("inside/grid.yaml", "w") as file:
         yaml.safe_dump({"axes": {"seed": [1, 2]}, **content}, file)
-    return read_grid("inside/grid.yaml")
+    return read_grid("inside/grid.yaml", allow_code=True)
 
 
 GRIDS = {  # what names a file, given its name without the suffix

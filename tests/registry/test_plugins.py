@@ -46,7 +46,7 @@ def test_the_scorer_that_the_documentation_shows(subfit, tmp_path, model_folder,
     record = json.loads(done.stdout)
     assert len(record["scores"]) == 8 and len(set(record["scores"].values())) == 8
     (tmp_path / "again.yaml").write_text(json.dumps(record["configuration"]))  # needs no --plugins
-    again = subfit("compress", "--config", "again.yaml", "--json")
+    again = subfit("compress", "--config", "again.yaml", "--allow_code", "--json")
     assert json.loads(again.stdout)["scores"] == record["scores"], again.stderr
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(finding, "_plugins", [])

@@ -1,0 +1,42 @@
+"""Reads a model's weights, and refuses those that are not the model's: transformers would fill the rest at random."""
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from subfit.errors import SubFitError
+
+logger = logging.getLogger("transformers.modeling_utils")  # which reports such weights in a table, as a warning
+
+
+def read_weights(load: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Returns the model that a `from_pretrained` of transformers loads.
+
+    Raises:
+        SubFitError: if a weight of the model is not in the checkpoint, or one in the checkpoint is not of the model; except
+            what the architecture says may be so.
+    """
+    with _silent():
+        model, found = load(*args, output_loading_info=True, **options)
+    missing, other = found["missing_keys"], found["unexpected_keys"]
+    said = [f"{_named(missing)} not in the weight files"] if missing else []
+    said += [f"{_named(other)} in them, but not in the model"] if other else []
+    if said:
+        raise SubFitError(f"its weights are not those of its config.json: {'; '.join(said)}")
+    return model
+
+
+def _named(keys: Collection[str]) -> str:
+    first, *others = sorted(keys)
+    return f"{first} and {len(others)} more are" if others else f"{first} is"
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
