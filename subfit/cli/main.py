@@ -8,6 +8,7 @@ import argparse
 import os
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 
@@ -64,10 +65,12 @@ def main(argv: list[str] | None = None) -> int:
         cause = error.__context__ if isinstance(error, SystemExit) else error  # rich leaves by SystemExit
         if debug or not isinstance(cause, OSError):
             raise
-        closed, unwritable = isinstance(cause, BrokenPipeError), _drop_unwritable_output()
-        if closed:
+        if cause.filename is None:  # it was a stream that is open, of which the rest would fail again at the end
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(cause, BrokenPipeError):
             return 141  # as a process that the signal of a broken pipe ends
-        what = "the result cannot be written to stdout: " if unwritable else ""
+        what = "the result cannot be written: " if cause.filename is None else ""
         print(f"subfit {command}: error: {'; '.join([f'{what}{cause}', *_notes(error)])}", file=sys.stderr)
         return 2
     finally:
@@ -84,16 +87,6 @@ def _open_missing_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lasts
-
-
-def _drop_unwritable_output() -> bool:
-    """Whether what is left to write to stdout cannot be written; then it is dropped, which else fails again at the end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 class _Terminated(SystemExit):

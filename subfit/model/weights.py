@@ -34,9 +34,12 @@ def _named(keys: Collection[str]) -> str:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_no_report)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_no_report)
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()

@@ -49,7 +49,7 @@ def test_a_stdout_that_is_full_is_one_line_and_one_that_is_closed_none(write, sh
     script = f"{command}{replaced}from subfit.cli.main import main\nsys.exit(main(['list']))"
     done = subprocess.run(["sh", "-c", f'"$0" -c "$1" {shell}', sys.executable, script], capture_output=True, text=True)
     assert done.returncode == code, done.stderr
-    wanted = f"subfit list: error: the result cannot be written to stdout: [Errno 28] {said}\n" if said else ""
+    wanted = f"subfit list: error: the result cannot be written: [Errno 28] {said}\n" if said else ""
     assert done.stderr == wanted
 
 
