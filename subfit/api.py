@@ -148,7 +148,7 @@ def run(options: Options, loaded: tuple[Any, Any] | None = None) -> Compression:
     written = configuration(options)
     check_finetuning(options.recipe, device_of(options.device))
     check_resume(options.resume, options.recipe, written)
-    saved = Saved(options.output, options.resume)
+    saved = Saved(options.output, options.resume, written)
     options.check_files()
     with (
         saved.said_of_errors(),

@@ -16,7 +16,7 @@ from subfit.calibration.capture import Calibration
 from subfit.config import Recipe
 from subfit.errors import SubFitError, attribute_errors_to, missing, where
 from subfit.evaluation.comparison import Comparison
-from subfit.finetuning.closed_form import UNFINISHED, closed_form
+from subfit.finetuning.closed_form import UNFINISHED, closed_form, identity_of_options
 from subfit.fitting.budget import Budget
 from subfit.fitting.costs import flops_per_token
 from subfit.fitting.one_shot import fit_one_shot
@@ -163,7 +163,7 @@ def check_resume(resume: str | None, recipe: Recipe, configuration: Mapping[str,
         raise SubFitError(f"resume: the checkpoint {missing(resume)}")
     if recipe.finetune is None:
         raise SubFitError("resume: this run has no fine-tuning that could go on; give the options of the interrupted run")
-    from subfit.finetuning.resuming import check_state, identity_of_options  # and Lightning, which takes seconds
+    from subfit.finetuning.resuming import check_state  # and Lightning, which takes seconds
 
     check_state(resume, identity_of_options(configuration))
 

@@ -1,6 +1,6 @@
 """What a run saves to its output folder: its result, and before a fine-tuning the closed-form one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ class Saved:
     Args:
         output: where; nothing is saved if None.
         resume: the state of an interrupted run that this one goes on from. The folder may hold its closed-form result.
+        configuration: all options of the run, as plain data.
 
     Attributes:
         run_folder: folder of what the run leaves besides its result; None if nothing is saved.
@@ -28,13 +29,13 @@ class Saved:
         SubFitError: if the folder exists, or cannot be made.
     """
 
-    def __init__(self, output: str | None, resume: str | None):
+    def __init__(self, output: str | None, resume: str | None, configuration: Mapping[str, Any]):
         self._output = output
         self.run_folder = output and f"{output}.run"
         self._has_closed_form = False
         if output is not None:
             remove_leftovers(Path(output).absolute())
-            self._has_closed_form = resume is not None and is_unfinished(output)
+            self._has_closed_form = resume is not None and is_unfinished(output, configuration)
             if not self._has_closed_form:
                 check_free(output)
 

@@ -1,6 +1,7 @@
 """A fine-tuning loses nothing: the closed-form result is saved before it, and what cannot go on is refused first."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -55,6 +56,10 @@ def test_an_interrupted_fine_tuning_leaves_the_closed_form_result_and_goes_on(co
     assert record["finetune"]["kept"] == "closed-form" and "ended before" in record["finetune"]["stopped"]
     assert main([*common, *TUNED, "--output", "out"]) == 2  # it is not overwritten by another run
     assert "the output folder out exists" in capsys.readouterr().err
+    shutil.copytree("out", "other")
+    changed = {**record, "configuration": {**record["configuration"], "seed": 1}}
+    (tmp_path / "other" / "compression.json").write_text(json.dumps(changed))
+    assert main([*common, *TUNED, "--output", "other", "--resume", "out.run/last.ckpt"]) == 2  # another run's result
     assert main([*common, *TUNED, "--output", "out", "--resume", "out.run/last.ckpt"]) == 0
     assert equal(weights("whole"), weights("out"))
     load("out", verify=True)

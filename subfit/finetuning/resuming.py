@@ -10,14 +10,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
+from subfit.finetuning.closed_form import identity_of_options
 from subfit.finetuning.master_weights import MasterWeights
 from subfit.model.digests import tensor_bytes, tensor_digest
 from subfit.model.processes import full_tensor
 from subfit.model.replacing import Replacement, Switch, switched_off
 
 TOKENS = "calibration tokens"  # in an identity
-RUN_ONLY = ("output", "resume", "logger", "log_checkpoint", "engine", "device", "fsdp")
-NOT_COMPARED = (*RUN_ONLY, "evaluation", "finetune")  # options with which a run may go on otherwise than it began
 
 
 class OtherRun(SubFitError):
@@ -59,11 +58,6 @@ def run_identity(
         "bypasses": [list(weight.shape) for weight in weights],
         TOKENS: tensor_digest(calibration.tokens),
     }
-
-
-def identity_of_options(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the part of `run_identity` that is known before the model is loaded."""
-    return {f"option {name}": value for name, value in configuration.items() if name not in NOT_COMPARED}
 
 
 def check_state(path: str, identity: dict[str, Any]) -> None:
