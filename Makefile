@@ -9,8 +9,11 @@ MODEL := smollm2-135m
 MANUAL := from pydoc_data.topics import topics; print(*topics.values(), sep='\n\n')
 VLLM := .venv-vllm
 LLAMA := .venv-llama
+EXECUTIONS := 20000
+MOMENTS := 201
+SEED := $(shell date +%s)
 
-.PHONY: demo test check fast real coverage test-serving format lock clean
+.PHONY: demo test check fast real coverage fuzz kills test-serving format lock clean
 
 # What runs SubFit, the embedded model included.
 $(VENV)/.runs: pyproject.toml constraints.txt
@@ -66,6 +69,15 @@ coverage: $(VENV)/.tests
 	rm -f .coverage*
 	$(BIN)/python -m pytest -m 'not real' --numprocesses 2 --dist loadfile --cov --cov-report=
 	$(BIN)/python -m pytest -m real --cov --cov-append --cov-report=term:skip-covered
+
+# The suite has a part of both, of one seed: 500 executions and 30 moments. `make fuzz SEED=1` runs a seed again.
+fuzz: $(VENV)/.tests
+	@echo "$(EXECUTIONS) executions of seed $(SEED)"
+	FUZZ_EXECUTIONS=$(EXECUTIONS) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/fuzz --numprocesses 2 -rP
+
+kills: $(VENV)/.tests
+	@echo "$(MOMENTS) moments of seed $(SEED)"
+	KILLS=$(MOMENTS) KILLS_SEED=$(SEED) $(BIN)/python -m pytest tests/kills --numprocesses 2 -rP
 
 # vLLM brings its own torch and transformers. The builds of the four packages that it does not need do not match its torch.
 $(VLLM)/.ready:

@@ -32,7 +32,7 @@ class Saved:
     def __init__(self, output: str | None, resume: str | None, configuration: Mapping[str, Any]):
         self._output = output
         self.run_folder = output and f"{output}.run"
-        self._has_closed_form = False
+        self._has_closed_form = self._is_done = False
         if output is not None:
             remove_leftovers(Path(output).absolute())
             self._has_closed_form = resume is not None and is_unfinished(output, configuration)
@@ -49,15 +49,18 @@ class Saved:
             return
         with Stage(f"writing {self._output}"), torch.random.fork_rng(devices=[]):
             save(model, tokenizer, record, self._output, draw_scores, replace=self._has_closed_form)
-        self._has_closed_form = closed_form
+        self._has_closed_form, self._is_done = closed_form, not closed_form
 
     @contextmanager
     def said_of_errors(self) -> Iterator[None]:
-        """Within the context, whatever ends the run has a note that says where its closed-form result is, if it is there."""
+        """Within the context, whatever ends the run has a note that says where its result is, or its
+        closed-form one, if that is there."""
         try:
             yield
         except BaseException as error:
-            if self._has_closed_form:
+            if self._is_done:
+                error.add_note(f"the result is in {self._output}")
+            elif self._has_closed_form:
                 state = Path(f"{self.run_folder}/last.ckpt")
                 more = f"; with --resume {state} the fine-tuning goes on" if state.is_file() else ""
                 error.add_note(f"the closed-form result is in {self._output}{more}")

@@ -20,6 +20,7 @@ IMPORTS = (
     "subfit.ablation.runner",
     "subfit.api",
     "subfit.benchmarking.benchmark",
+    "subfit.finetuning.fine_tune",
     *(f"subfit.cli.{name}" for name in ("main", "ablate", "benchmark", "compress", "evaluate", "export", "list", "report")),
     "transformers.generation.utils",
     "transformers.models.llama.modeling_llama",

@@ -32,7 +32,7 @@ class Terminal:
             os.close(unseen)
         os.close(writer)
         self._seen = b""
-        self.send_signal = self._process.send_signal
+        self.pid, self.send_signal = self._process.pid, self._process.send_signal
 
     def wait_for(self, text: str) -> None:
         """Returns once this text was shown."""

@@ -1,11 +1,12 @@
 """The axes of a grid file: which values each cell has, and the options that they set."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from subfit.config import OPTIONS
 from subfit.errors import SubFitError
+from subfit.options.typed import shown
 from subfit.registry import read_configuration
 
 CELL_OPTIONS = frozenset(OPTIONS) - {"output"}
@@ -60,7 +61,9 @@ def cell_sources(path: str, content: dict[str, Any], chosen: Values, allow_code:
             together[key] = value
             continue
         if key in labelled:
-            options = labelled[key].get(value, {})
+            options = labelled[key].get(value, {}) if isinstance(value, Hashable) else None
+            if not isinstance(options, dict):
+                raise SubFitError(f"{path}: axis {key!r}: {shown(value)} must be a label, of a mapping of options to values")
         elif key == "config":
             options = {"config": value}
         else:

@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from subfit.ablation.measures import Row, axis_label, is_numeric, varying
+from subfit.ablation.measures import Row, axis_label, is_numeric, retained_interval, varying
 from subfit.tracking.drawing import DARK, LABEL, STYLE, WIDTH, dot_colour, margins, name_rows, plain_logarithms, rows_height
 
 MARKERS = ("o", "D", "s", "^", "v", "P", "X", "<", ">", "h")  # of the values of a second axis, or of the texts
@@ -138,10 +138,8 @@ def draw_accuracy(rows: list[Row], axes: Sequence[str]) -> Figure:
         if len(retained[name]) > 1:
             cells = [100 * one["retained"] for one in retained[name]]
             panel.plot(cells, [place] * len(cells), ".", color=dot_colour(name), alpha=0.45, markersize=4)
-        elif retained[name][0]["difference_error"] is not None:
-            (one,) = retained[name]
-            spread = 196 * one["difference_error"] / one["reference_accuracy"]
-            bounds = [100 * means[name] - spread, 100 * means[name] + spread]
+        elif interval := retained_interval(retained[name][0]):
+            bounds = [100 * end for end in interval]
             panel.plot(bounds, [place, place], color=dot_colour(name), alpha=0.45, linewidth=2)
     name_rows(panel, names)
     panel.set_title(f"Zero-shot accuracy by {axis.replace('_', ' ')}", x=0)

@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from subfit.evaluation.limits import NORMAL
+
 Row = dict[str, Any]
 
 
@@ -33,11 +35,23 @@ def cache_left(row: Row) -> float:
     return row["size"]["after"]["kv_bytes_per_token"] / row["size"]["before"]["kv_bytes_per_token"]
 
 
+def retained_interval(tasks: dict[str, Any]) -> Sequence[float] | None:
+    """Returns the 95 % interval of the accuracy retained, from a row's `tasks_mean`; None if there is none.
+
+    Of rows that do not have it, that of the difference, as a share of the reference's accuracy.
+    """
+    if "retained_interval" in tasks or tasks.get("difference_error") is None:
+        found: Sequence[float] | None = tasks.get("retained_interval")
+        return found
+    spread = NORMAL * tasks["difference_error"] / tasks["reference_accuracy"]
+    return [tasks["retained"] - spread, tasks["retained"] + spread]
+
+
 def label(value: Any) -> str:
     """Returns a value of an axis in short: a strategy as its name and arguments."""
-    if isinstance(value, dict) and "class_path" in value:
+    if isinstance(value, dict) and "class_path" in value and isinstance(value.get("init_args", {}), dict):
         arguments = ", ".join(f"{key}={label(item)}" for key, item in value.get("init_args", {}).items())
-        return f"{value['class_path']}({arguments})" if arguments else value["class_path"]
+        return f"{value['class_path']}({arguments})" if arguments else str(value["class_path"])
     if isinstance(value, list):
         return "[" + ", ".join(map(label, value)) + "]"
     return str(value) if isinstance(value, str) else json.dumps(value)

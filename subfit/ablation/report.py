@@ -12,9 +12,11 @@ from subfit.ablation.depth import draw_score_ranks, draw_selections
 from subfit.ablation.effects import draw_accuracy, draw_effects, names_of_axes
 from subfit.ablation.figures import draw_cache, draw_curves, draw_tradeoff, draw_trend, line_axis
 from subfit.ablation.measures import Row, cache_left, grouped, is_finite, label, net_parameters, pareto_front, ratio, varying
+from subfit.ablation.replicates import merge_seeds
 from subfit.ablation.rows import read_rows, write_text
-from subfit.ablation.table import Column, columns_of, markdown
+from subfit.ablation.table import Column, columns_of, markdown, notes
 from subfit.errors import SubFitError
+from subfit.tracking.atomic import whole_file
 from subfit.tracking.drawing import DPI
 
 MOST = "Of more than seven methods, those that lose the least are shown, and SubFit's own."
@@ -47,15 +49,16 @@ def report(folders: list[str], output: str) -> Path:
     done = [row for row in rows if row["status"] == "done" and row["texts"]]
     if not done:
         raise SubFitError(f"{', '.join(folders)}: there is no finished cell with an evaluation to report")
-    axes = varying(done, list(dict.fromkeys(key for row in done for key in row["values"])))
+    merged = merge_seeds(done)
+    axes = varying(merged, list(dict.fromkeys(key for row in merged for key in row["values"])))
     finite = [row for row in done if is_finite(row)]
     figures = _figures(finite, axes) if finite else {}
-    columns = columns_of(done, axes)
+    columns = columns_of(merged, axes)
     failed = [row for row in rows if row["status"] == "failed"]
     pictures = _save(figures, Path(output))
-    write_text(Path(output) / "table.md", markdown(columns, done))
+    write_text(Path(output) / "table.md", markdown(columns, merged))
     title = f"Ablation: {', '.join(Path(name).name for name in folders)}"
-    write_text(Path(output) / "report.html", _page(title, done, failed, pictures, columns))
+    write_text(Path(output) / "report.html", _page(title, len(done), merged, failed, pictures, columns))
     return Path(output) / "report.html"
 
 
@@ -70,14 +73,15 @@ def _read(folders: list[str]) -> list[Row]:
 def _figures(rows: list[Row], axes: list[str]) -> dict[str, Figure]:
     """The figures by name, as far as the rows have something to show; those of further texts have the text in their name."""
     figures: dict[str, Figure] = {}
+    merged = merge_seeds(rows)
     for number, text in enumerate(dict.fromkeys(text for row in rows for text in row["texts"])):
         suffix = "-" + re.sub(r"\W+", "-", text) if number else ""
-        figures |= {f"{name}{suffix}": figure for name, figure in _line_figures(rows, axes, text).items()}
+        figures |= {f"{name}{suffix}": figure for name, figure in _line_figures(merged, axes, text).items()}
     if names_of_axes(rows, axes):
         figures["effects"] = draw_effects(rows, axes)
         if all("tasks_mean" in row for row in rows):
             figures["accuracy"] = draw_accuracy(rows, axes)
-    tuned = [row for row in rows if row.get("finetune", {}).get("curve")]
+    tuned = [row for row in merged if row.get("finetune", {}).get("curve")]
     if tuned:
         figures["curves"] = draw_curves(tuned, axes)
     return figures | {"scores": draw_score_ranks(rows), "selections": draw_selections(rows, axes)}
@@ -97,18 +101,24 @@ def _line_figures(rows: list[Row], axes: list[str], text: str) -> dict[str, Figu
     return figures
 
 
-def _page(title: str, done: list[Row], failed: list[Row], pictures: dict[str, str], columns: list[Column]) -> str:
-    """The page as HTML."""
-    finite = [row for row in done if is_finite(row)]
+def _page(title: str, done: int, rows: list[Row], failed: list[Row], pictures: dict[str, str], columns: list[Column]) -> str:
+    """The page as HTML.
+
+    Args:
+        done: the number of finished cells.
+        rows: the rows of the table.
+    """
+    finite = [row for row in rows if is_finite(row)]
     front = [finite[index] for index in pareto_front([(net_parameters(row), ratio(row)) for row in finite])]
     template = Environment(loader=PackageLoader("subfit.ablation", "."), autoescape=True, undefined=StrictUndefined)
     return template.get_template("report.html.jinja").render(
         title=title,
-        done=len(done),
+        done=done,
         failed=failed,
         figures=[{"name": name, "caption": CAPTIONS[name.partition("-")[0]], "svg": svg} for name, svg in pictures.items()],
         columns=columns,
-        cells=[{"fields": [column.field(row) for column in columns], "front": row in front} for row in done],
+        cells=[{"fields": [column.field(row) for column in columns], "front": row in front} for row in rows],
+        notes=notes(columns, rows),
         front=[{"summary": _summary(row), "yaml": _configuration(row)} for row in front],
     )
 
@@ -119,8 +129,9 @@ def _save(figures: dict[str, Figure], folder: Path) -> dict[str, str]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=DPI)
-            figure.savefig(folder / f"{name}.svg")
+            for kind in ("png", "svg"):
+                with whole_file(folder / f"{name}.{kind}") as partial:
+                    figure.savefig(partial, format=kind, dpi=DPI)
             text = (folder / f"{name}.svg").read_text(encoding="utf-8")
             pictures[name] = text[text.index("<svg") :]
     except OSError as error:

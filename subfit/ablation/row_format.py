@@ -6,6 +6,7 @@ from typing import Any
 from subfit.tracking.records import is_list_of_names, is_size
 
 SITE = re.compile(r"(attention|ffn)\.\d+")
+RETAINED = ("retained", "retained_above_chance")
 MEASURED = ("perplexity_ratio", "agreement", "kl")  # on each text
 STAGES = ("score", "select", "fit")  # whose seconds are known
 
@@ -31,11 +32,47 @@ def _is_measured(row: dict[str, Any]) -> bool:
     scores, texts, seconds = (row[name] for name in ("scores", "texts", "seconds"))
     return (
         all(SITE.fullmatch(name) and is_number(score) for name, score in scores.items())
-        and all(isinstance(text, dict) and all(is_number(text.get(n)) for n in MEASURED) for text in texts.values())
+        and all(isinstance(text, dict) and _is_text(text) for text in texts.values())
+        and ("tasks_mean" not in row or _are_tasks(row["tasks_mean"]))
+        and _are_mappings(row.get("evaluation_tokens", {}), row.get("text_tokens", {}), row.get("finetune", {}))
+        and _are_mappings(*row.get("text_tokens", {}).values())
         and all(is_number(seconds.get(stage)) for stage in STAGES)
         and is_size(row["size"])
         and isinstance(row["size"].get("added_parameters"), int)
     )
+
+
+def _is_text(text: dict[str, Any]) -> bool:
+    """Whether what was measured on a text is there; and what is not in all rows, if it is."""
+    interval, losses = text.get("perplexity_ratio_interval"), text.get("window_losses", [])
+    return (
+        all(is_number(text.get(name)) for name in MEASURED)
+        and not text["perplexity_ratio"] <= 0  # NaN is one
+        and (interval is None or _are_numbers(interval, 2))
+        and _are_numbers(losses)
+    )
+
+
+def _are_tasks(tasks: Any) -> bool:
+    """Whether what was measured on the tasks together is there."""
+    if not isinstance(tasks, dict):
+        return False
+    intervals = [tasks.get(f"{name}_interval") for name in RETAINED]
+    numbers = [tasks.get(name) for name in (*RETAINED, "difference_error")]
+    return (
+        is_number(tasks.get("reference_accuracy"))
+        and all(number is None or is_number(number) for number in numbers)
+        and all(interval is None or _are_numbers(interval, 2) for interval in intervals)
+    )
+
+
+def _are_mappings(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
+def _are_numbers(values: Any, count: int | None = None) -> bool:
+    """Whether a value is a list of numbers, of so many if that is given."""
+    return isinstance(values, list) and all(map(is_number, values)) and count in (None, len(values))
 
 
 def is_number(value: Any) -> bool:

@@ -8,8 +8,20 @@ from typing import Any
 
 from matplotlib.ticker import EngFormatter
 
-from subfit.ablation.measures import Row, axis_label, cache_left, first_text, is_numeric, net_parameters
+from subfit.ablation.measures import (
+    Row,
+    axis_label,
+    cache_left,
+    first_text,
+    is_numeric,
+    net_parameters,
+    retained_interval,
+)
+from subfit.ablation.resolution import SIGNIFICANCE, unresolved
 from subfit.ablation.row_format import STAGES
+from subfit.evaluation.limits import FEWEST_ITEMS, FEWEST_SEEDS, FEWEST_WINDOWS
+
+MARK = "≈"  # of a ratio that may be the lowest by chance
 
 Field = tuple[Any, str]  # what a field is sorted by, and what is shown of it
 
@@ -34,8 +46,11 @@ class Column:
 def columns_of(rows: list[Row], axes: list[str]) -> list[Column]:
     """Returns the columns: axes, perplexity ratios by text, accuracies if there are any, and what every row has."""
     found = [Column(axis, partial(_value, axis), not is_numeric(rows, axis), setting=True) for axis in axes]
-    texts = dict.fromkeys(name for row in rows for name in row["texts"])
-    found += [Column(f"perplexity ratio, {name} ↓", partial(_ratio, name)) for name in texts]
+    if any("seeds" in row for row in rows):
+        found.append(Column("seeds", lambda row: (len(row["seeds"]), str(len(row["seeds"]))), setting=True))
+    for name in dict.fromkeys(name for row in rows for name in row["texts"]):
+        marked = {id(row) for row in unresolved(rows, axes, name)}
+        found.append(Column(f"perplexity ratio, {name} ↓", partial(_ratio, name, marked)))
     if any("tasks_mean" in row for row in rows):
         found += [Column("accuracy retained ↑", _retained), Column("accuracy retained above chance ↑", _above_chance)]
     return [
@@ -47,6 +62,26 @@ def columns_of(rows: list[Row], axes: list[str]) -> list[Column]:
         Column("KV cache left ↓", lambda row: _shown(cache_left(row), ".0%")),
         Column("time to compress, s ↓", lambda row: _shown(sum(row["seconds"][stage] for stage in STAGES), ".0f")),
     ]
+
+
+def notes(columns: Sequence[Column], rows: list[Row]) -> list[str]:
+    """Returns what is to be said of the table: which differences may be chance, and why there are no intervals."""
+    found, shown = [], [column.field(row)[1] for column in columns for row in rows]
+    seeds = any("seeds" in row for row in rows)
+    if seeds:
+        found.append("Ratios are geometric means over the seeds, with Student's intervals over them.")
+    if any(text.endswith(MARK) for text in shown):
+        paired = f"paired t-tests over the {'seeds' if seeds else 'windows'}"
+        lowest = "the lowest ratio at the same value of the first numeric axis"
+        found.append(f"{MARK}: not resolved from {lowest} ({paired}, p ≥ {SIGNIFICANCE} after Holm's correction).")
+    if any(not text.get("perplexity_ratio_interval") for row in rows for text in row["texts"].values()):
+        fewest = f"{FEWEST_SEEDS} seeds" if seeds else f"{FEWEST_WINDOWS} windows"
+        found.append(f"A ratio without an interval is from too few measurements: at least {fewest} are needed.")
+    tasks = [row["tasks_mean"] for row in rows if "tasks_mean" in row]
+    if any(one.get("retained") is not None and not retained_interval(one) for one in tasks):
+        fewest = f"{FEWEST_SEEDS} seeds" if seeds else f"{FEWEST_ITEMS} items of each task"
+        found.append(f"An accuracy without an interval is from too few measurements: at least {fewest} are needed.")
+    return found
 
 
 def markdown(columns: Sequence[Column], rows: list[Row]) -> str:
@@ -70,7 +105,17 @@ def _value(axis: str, row: Row) -> Field:
     return shown, shown
 
 
-def _ratio(text: str, row: Row) -> Field:
+def _ratio(text: str, marked: set[int], row: Row) -> Field:
+    """A perplexity ratio; marked if it may be the lowest by chance.
+
+    Args:
+        marked: the identities of the rows to mark.
+    """
+    value, shown = _with_interval(text, row)
+    return value, f"{shown} {MARK}" if id(row) in marked else shown
+
+
+def _with_interval(text: str, row: Row) -> Field:
     """A perplexity ratio, with its interval, to two decimals at most, and to two digits of half the interval's width."""
     measured = row["texts"].get(text, {})
     value, interval = measured.get("perplexity_ratio"), measured.get("perplexity_ratio_interval")
@@ -84,12 +129,11 @@ def _ratio(text: str, row: Row) -> Field:
 
 
 def _retained(row: Row) -> Field:
-    """The accuracy as a share of the reference's, shown with the 95 % interval of the paired difference."""
+    """The accuracy as a share of the reference's, with its 95 % interval."""
     tasks = row.get("tasks_mean", {})
     value, shown = _shown(tasks.get("retained"), ".0%")
-    if shown and tasks["difference_error"] is not None:
-        spread = 1.96 * tasks["difference_error"] / tasks["reference_accuracy"]
-        shown += f" [{value - spread:.0%}, {value + spread:.0%}]"
+    if shown and (interval := retained_interval(tasks)):
+        shown += f" [{interval[0]:.0%}, {interval[1]:.0%}]"
     return value, shown
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from subfit.cli.arguments import add_plugins, examples, take
 from subfit.cli.help import options_help
+from subfit.cli.signals import said_of_result
 from subfit.cli.tables import show_table
 from subfit.config import configuration, resolve
 from subfit.errors import SubFitError
@@ -69,13 +70,12 @@ def run(arguments: list[str]) -> int:
     from subfit import api  # imports torch, which help does not wait for
 
     compression = api.run(options)
-    record = compression.record
-    if not is_rank_zero():
-        return 0
-    if "--json" in flags:
-        print(json.dumps(record, indent=2))
-    else:
-        _show(record, options.output, has_code=bool(getattr(compression.model, "plugin_code", "")))
+    if is_rank_zero():
+        with said_of_result(options.output):
+            if "--json" in flags:
+                print(json.dumps(compression.record, indent=2))
+            else:
+                _show(compression.record, options.output, has_code=bool(getattr(compression.model, "plugin_code", "")))
     return 0
 
 

@@ -9,6 +9,7 @@ from subfit.cli.arguments import Parser
 from subfit.cli.generations import show_generations
 from subfit.cli.tables import show_table
 from subfit.errors import SubFitError
+from subfit.evaluation.limits import FEWEST_ITEMS, FEWEST_WINDOWS
 
 EXAMPLES = (
     "subfit evaluate compressed --reference smollm2-135m",
@@ -109,6 +110,9 @@ def _show_texts(texts: dict[str, dict[str, Any]]) -> None:
     rows.append(["bits per byte", *(f"{text['bits_per_byte']:.4f}" for text in texts.values())])
     rows.append(["tokens, windows", *(f"{text['tokens']:,}, {text['windows']:,}" for text in texts.values())])
     better = f"Lower is better{', but for the agreement' if compared else ''}. In brackets, 95 % bootstrap intervals."
+    without = [name for name, text in texts.items() if text["perplexity_interval"] is None]
+    if without:
+        better += f"\nNo interval for {', '.join(without)}: at least {FEWEST_WINDOWS} windows are needed."
     show_table("perplexity", ("", *texts), rows, note=better)
 
 
@@ -133,12 +137,19 @@ def _show_tasks(tasks: dict[str, dict[str, Any]], mean: dict[str, Any]) -> None:
         row = ["mean", "", _percent(mean["chance"]), "", _percent(mean["accuracy"], mean["accuracy_error"])]
         rows.append(row + (_retained(mean, mean.get("reference_accuracy")) if compared else []))
     note = "Higher is better. The mean, and what is compared, is of acc_norm where there are choices, else of acc."
+    note += " In brackets, 95 % intervals." if compared else ""
+    without = [name for name, task in tasks.items() if task["acc_error"] is None]
+    if without:
+        note += f"\nNo error and no interval for {', '.join(without)}: at least {FEWEST_ITEMS} items are needed."
     show_table("zero-shot accuracy, %, ± standard error", columns, rows, note=note)
 
 
 def _retained(task: dict[str, Any], dense: float | None) -> list[str]:
-    difference = _percent(task["difference"], task["difference_error"])
-    return [_percent(dense), difference, _percent(task["retained"]), _percent(task["retained_above_chance"])]
+    shown = [_percent(dense), _percent(task["difference"], task["difference_error"])]
+    for name in ("retained", "retained_above_chance"):
+        interval = task[f"{name}_interval"]
+        shown.append(_percent(task[name]) + (f" [{_percent(interval[0])}, {_percent(interval[1])}]" if interval else ""))
+    return shown
 
 
 def _show_probes(probes: dict[str, dict[str, Any]]) -> None:

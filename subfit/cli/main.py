@@ -10,10 +10,10 @@ import signal
 import sys
 from contextlib import suppress
 from importlib import import_module
-from types import FrameType
 
 from subfit import __version__
 from subfit.cli.arguments import Parser
+from subfit.cli.signals import Terminated, heeded, kept, notes
 from subfit.errors import SubFitError
 
 COMMANDS = {
@@ -29,37 +29,35 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
+    """Runs the command line and returns the exit code.
+
+    Args:
+        argv: the arguments; if not given, those of the process, which is taken to end then (see `signals.heeded`).
+    """
     _open_missing_streams()
-    parser = Parser("subfit", "Post-training compression of language models.")
-    parser.add_argument("--version", action="version", version=f"subfit {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
-    for name, text in COMMANDS.items():
-        commands.add_parser(name, help=text, add_help=False)  # its own parser answers --help
-    try:
-        command = parser.parse_args(arguments[:1]).command
-    except SubFitError as error:
-        print(f"subfit: error: {error}", file=sys.stderr)
-        return 2
-    kept = "finished cells are kept" if command == "ablate" else "nothing was written"
-    before = signal.signal(signal.SIGTERM, _terminate)
-    debug = "--debug" in arguments
+    with heeded(ends=argv is None):
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(arguments: list[str]) -> int:
+    command, program, debug = "", "subfit", "--debug" in arguments
     rest = [argument for argument in arguments[1:] if argument != "--debug"]
     try:
+        command = _command(arguments[:1])
+        program = f"subfit {command}"
         code: int = import_module(f"subfit.cli.{command}").run(rest)
         sys.stdout.flush()
         return code
     except SubFitError as error:
         if debug:
             raise
-        print(f"subfit {command}: error: {'; '.join([str(error), *_notes(error)])}", file=sys.stderr)
+        _say(f"{program}: error: {'; '.join([str(error), *notes(error)])}")
         return 2
     except KeyboardInterrupt as error:
-        print(f"subfit {command}: interrupted; {'; '.join(_notes(error) or [kept])}", file=sys.stderr)
+        _say(f"{program}: interrupted; {kept(command, error)}")
         return 130
-    except _Terminated as error:
-        print(f"subfit {command}: terminated; {'; '.join(_notes(error) or [kept])}", file=sys.stderr)
+    except Terminated as error:
+        _say(f"{program}: terminated; {kept(command, error)}")
         return 128 + signal.SIGTERM
     except (OSError, SystemExit) as error:
         cause = error.__context__ if isinstance(error, SystemExit) else error  # rich leaves by SystemExit
@@ -71,15 +69,24 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(cause, BrokenPipeError):
             return 141  # as a process that the signal of a broken pipe ends
         what = "the result cannot be written: " if cause.filename is None else ""
-        print(f"subfit {command}: error: {'; '.join([f'{what}{cause}', *_notes(error)])}", file=sys.stderr)
+        _say(f"{program}: error: {'; '.join([f'{what}{cause}', *notes(error)])}")
         return 2
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
-def _notes(error: BaseException) -> list[str]:
-    """What was added to an error on its way, such as where the result of the finished part of a run is."""
-    return getattr(error, "__notes__", [])
+def _command(arguments: list[str]) -> str:
+    """The command that is named first."""
+    parser = Parser("subfit", "Post-training compression of language models.")
+    parser.add_argument("--version", action="version", version=f"subfit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)  # its own parser answers --help
+    command: str = parser.parse_args(arguments).command
+    return command
+
+
+def _say(message: str) -> None:
+    """Writes one line to stderr; what cannot be printed, and may be in what was given, is escaped."""
+    print("".join(c if c.isprintable() else repr(c)[1:-1] for c in message), file=sys.stderr)
 
 
 def _open_missing_streams() -> None:
@@ -87,12 +94,3 @@ def _open_missing_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lasts
-
-
-class _Terminated(SystemExit):
-    """SIGTERM has arrived."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """Leaves by an exception, so that what is half-written is removed on the way, and then the terminal is clean."""
-    raise _Terminated(128 + number)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from subfit.evaluation.intervals import mean, standard_error
+from subfit.evaluation.intervals import mean, ratio_interval, standard_error
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,16 @@ class TaskScores:
 def describe_scores(scores: TaskScores, dense: TaskScores | None = None) -> dict[str, Any]:
     """Returns the accuracies of a model on a task, their standard errors and, with a reference, what is retained.
 
+    Errors and intervals are None where there are too few items; see `evaluation.intervals`.
+
     Args:
         dense: the reference's scores on the same items.
 
     Returns:
         `items`, `chance`, `metric` (`acc_norm`, or `acc` where there are no choices), `acc` and `acc_norm` with
         `..._error`, and `log_likelihood`, the mean of the right continuations'. With a reference, `reference_acc` and
-        `reference_acc_norm`, and of the metric `difference` (with the paired error), `retained` and
-        `retained_above_chance`.
+        `reference_acc_norm`, and of the metric `reference_error`, `difference` (with the paired error), `retained` and
+        `retained_above_chance`, both with a 95 % `..._interval` that allows for the errors of both models.
     """
     result: dict[str, Any] = {
         "items": len(scores.correct),
@@ -59,7 +61,9 @@ def describe_scores(scores: TaskScores, dense: TaskScores | None = None) -> dict
         result["reference_acc_norm"] = mean(dense.correct_norm)
     differences = [own - other for own, other in zip(scores.main(), dense.main(), strict=True)]
     result |= {"difference": mean(differences), "difference_error": standard_error(differences)}
-    return result | _retained(mean(scores.main()), mean(dense.main()), scores.chance)
+    result["reference_error"] = standard_error(dense.main())
+    errors = standard_error(scores.main()), result["reference_error"], result["difference_error"]
+    return result | _retained(mean(scores.main()), mean(dense.main()), scores.chance, errors)
 
 
 def average(tasks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -67,7 +71,8 @@ def average(tasks: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `tasks`, `chance`, `accuracy` and, with a reference, `reference_accuracy`, `difference`, `retained` and
-        `retained_above_chance`, the ratios of the means. Errors are those of a mean of independent tasks.
+        `retained_above_chance`, the ratios of the means, with their intervals. Errors are those of a mean of independent
+        tasks.
     """
     own = [task[task["metric"]] for task in tasks]
     result: dict[str, Any] = {"tasks": len(tasks), "chance": mean([task["chance"] for task in tasks]), "accuracy": mean(own)}
@@ -77,15 +82,27 @@ def average(tasks: list[dict[str, Any]]) -> dict[str, Any]:
     result["reference_accuracy"] = mean([task[f"reference_{task['metric']}"] for task in tasks])
     result["difference"] = mean([task["difference"] for task in tasks])
     result["difference_error"] = _error_of_mean([task["difference_error"] for task in tasks])
-    return result | _retained(result["accuracy"], result["reference_accuracy"], result["chance"])
+    result["reference_error"] = _error_of_mean([task["reference_error"] for task in tasks])
+    errors = result["accuracy_error"], result["reference_error"], result["difference_error"]
+    return result | _retained(result["accuracy"], result["reference_accuracy"], result["chance"], errors)
 
 
-def _retained(accuracy: float, dense: float, chance: float) -> dict[str, float | None]:
-    """The share of the reference's accuracy, plain and above chance; None where the reference has nothing to retain."""
-    return {
-        "retained": accuracy / dense if dense > 0 else None,
-        "retained_above_chance": (accuracy - chance) / (dense - chance) if dense > chance else None,
-    }
+def _retained(accuracy: float, dense: float, chance: float, errors: tuple[float | None, ...]) -> dict[str, Any]:
+    """The share of the reference's accuracy, plain and above chance; None where the reference has nothing to retain.
+
+    Args:
+        errors: of the accuracy, of the reference's, and of their difference, from which their covariance follows.
+    """
+    found: dict[str, Any] = {}
+    for name, least in (("retained", 0.0), ("retained_above_chance", chance)):
+        kept, whole = accuracy - least, dense - least
+        found |= {name: kept / whole if whole > 0 else None, f"{name}_interval": None}
+        known = [error for error in errors if error is not None]
+        if whole > 0 and len(known) == len(errors):
+            own, other, paired = known
+            covariance = (own**2 + other**2 - paired**2) / 2
+            found[f"{name}_interval"] = ratio_interval(kept, whole, own, other, covariance)
+    return found
 
 
 def _error_of_mean(errors: list[float | None]) -> float | None:

@@ -47,7 +47,8 @@ class Comparison:
     def measure(self, switches: Collection[Switch]) -> dict[str, Any]:
         """Returns how the model, with these switches on, compares with the dense one.
 
-        The fields are those of `divergence.summary` and of `perplexity.perplexity_intervals`.
+        The fields are those of `divergence.summary` and of `perplexity.perplexity_intervals`; and `window_losses`, the mean
+        loss of each window in nats, by which two compressed models are compared on the same windows.
         """
         first = min((switch.first_layer for switch in switches), default=len(self._dense.layers))
         stream = self._dense.fork()
@@ -64,4 +65,5 @@ class Comparison:
             lambda batch: self._dense.logits(next(dense)),
             self._batch_size,
         )
-        return summary(sums) | perplexity_intervals(sums)
+        losses = (sums["nll"] / sums["tokens"]).tolist()
+        return summary(sums) | perplexity_intervals(sums) | {"window_losses": [round(loss, 6) for loss in losses]}

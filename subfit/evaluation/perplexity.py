@@ -84,7 +84,8 @@ def measure(
 
 
 def perplexity_intervals(sums: dict[str, Tensor], seed: int = 0) -> dict[str, list[float] | None]:
-    """Returns the 95 % bootstrap intervals over windows of what `divergence.summary` says, from the same sums.
+    """Returns the 95 % bootstrap intervals over windows of what `divergence.summary` says, from the same sums; None each
+    where there are too few windows.
 
     Args:
         seed: seed of the resampling. The ratio's interval resamples both models' losses on the same windows.

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from subfit.errors import SubFitError
+from subfit.model.interruptions import uninterrupted
 
 LOCK = ".lock"  # in a folder that is being written, held by the process that writes it
 EARLIER = ".earlier"  # in the same: the folder that is replaced
@@ -46,18 +47,21 @@ def new_folder(output: str, replace: bool = False) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
-        with (
-            tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=path.parent) as partial,
-            FileLock(Path(partial) / LOCK),
-        ):
-            folder = Path(partial) / path.name
-            folder.mkdir()
-            yield folder
-            if replace and path.exists():
-                _exchange(folder, path)
-            else:
-                _check_absent(Path(output))
-                folder.rename(path)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+        try:
+            with FileLock(partial / LOCK):
+                folder = partial / path.name
+                folder.mkdir()
+                yield folder
+                with uninterrupted():
+                    if replace and path.exists():
+                        _exchange(folder, path)
+                    else:
+                        _check_absent(Path(output))
+                        folder.rename(path)
+        finally:
+            with uninterrupted():
+                shutil.rmtree(partial, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         left = "what was there is kept" if replace else "nothing was left there"
         raise SubFitError(f"cannot write {output}: {error}; {left}") from error

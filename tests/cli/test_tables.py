@@ -60,7 +60,7 @@ def test_compress(folder, monkeypatch, capsys, width):
 @pytest.mark.parametrize("width", [60, 80, 200, None])
 def test_evaluate(folder, monkeypatch, capsys, width):
     (folder / "toy.jsonl").write_text(json.dumps({"query": "a", "choices": ["b", "c"], "gold": 0}))
-    texts = ["--data", f"{LONG}=text.txt", "b=text.txt", "--windows", 2, "--length", 16, "--tasks", "toy.jsonl"]
+    texts = ["--data", f"{LONG}=text.txt", "b=text.txt", "--windows", 10, "--length", 16, "--tasks", "toy.jsonl"]
     text = shown(folder, monkeypatch, capsys, width, "evaluate", "dense", "--reference", "dense", *texts)
     for name in (LONG, "reference's perplexity", "KL divergence, nats", "above chance", "1.000 [1.000, 1.000]"):
         assert name in text.replace("\n", "") if name == LONG else name in text

@@ -75,9 +75,9 @@ def test_bits_per_byte_by_hand(tokenizer):
     """A uniform prediction costs log2(vocabulary) bits for each token."""
     text = "the café: 1 cat"
     ids = tokenizer(text)["input_ids"]
-    tokens = torch.tensor([ids, ids])
+    tokens = torch.tensor([ids] * 10)
     uniform = torch.zeros(1, len(ids), len(tokenizer))
-    found = measure(lambda batch: uniform.expand(len(batch), -1, -1), tokens, torch.ones(2, dtype=torch.long), tokenizer)
+    found = measure(lambda batch: uniform.expand(len(batch), -1, -1), tokens, torch.ones(10, dtype=torch.long), tokenizer)
     size = len(text.encode()) - len(tokenizer.decode(ids[:1]).encode())
     assert found["bits_per_byte"] == pytest.approx((len(ids) - 1) * log(len(tokenizer)) / log(2) / size)
     assert [found["perplexity"], *found["perplexity_interval"]] == pytest.approx([len(tokenizer)] * 3)
@@ -93,11 +93,12 @@ def test_bytes_of_the_tokens_that_count(tokenizer):
 
 def test_the_ratio_is_resampled_in_pairs(tokenizer):
     """Of two models whose losses differ by a constant, the ratio is certain, however the perplexity varies."""
-    model, tokens = tiny_model(), tiny_tokens(6)
+    model, tokens = tiny_model(), tiny_tokens(12)
     logits = logits_of(model)
-    first = torch.ones(6, dtype=torch.long)
+    first = torch.ones(12, dtype=torch.long)
     found = measure(logits, tokens, first, tokenizer, logits, seed=1)
     low, high = found["perplexity_interval"]
     assert low < found["perplexity"] < high and found["perplexity_ratio_interval"] == [1, 1]
     assert found == measure(logits, tokens, first, tokenizer, logits, seed=1, batch_size=2) | {"kl": found["kl"]}
-    assert measure(logits, tokens[:1], first[:1], tokenizer)["perplexity_interval"] is None
+    few = measure(logits, tokens[:9], first[:9], tokenizer, logits)
+    assert few["perplexity_interval"] is None and few["perplexity_ratio_interval"] is None

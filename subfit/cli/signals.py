@@ -1,0 +1,61 @@
+"""What SIGINT and SIGTERM do to a command: it leaves by an exception, so that what is half-written is removed on the way."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+KEPT = {  # what an interrupted command says of the files that it writes, whenever it is interrupted; others write none
+    "ablate": "finished cells are kept",
+    "benchmark": "a file that is there is whole",
+    "export": "a file that is there is whole",
+    "push": "a commit that is there is whole",
+    "report": "a file that is there is whole",
+}
+NOTHING = "nothing was written"
+
+
+class Terminated(SystemExit):
+    """SIGTERM has arrived."""
+
+
+@contextmanager
+def heeded(ends: bool) -> Iterator[None]:
+    """Within the context, SIGTERM raises `Terminated`, as SIGINT raises KeyboardInterrupt.
+
+    Args:
+        ends: whether the process ends after it. Then both are ignored from there on, so that the exit code of a command that
+            has done its work stays; else they do what they did before.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        if ends:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if ends else before)
+
+
+@contextmanager
+def said_of_result(output: str | None) -> Iterator[None]:
+    """Within the context, which shows a result, an interruption has a note that says where it is, if it was saved."""
+    try:
+        yield
+    except BaseException as error:
+        if output is not None:
+            error.add_note(f"the result is in {output}")
+        raise
+
+
+def notes(error: BaseException) -> list[str]:
+    """Returns what was added to an error on its way, such as where the result of the finished part of a run is."""
+    return getattr(error, "__notes__", [])
+
+
+def kept(command: str, error: BaseException) -> str:
+    """Returns what to say of the files of an interrupted command."""
+    return "; ".join(notes(error) or [KEPT.get(command, NOTHING)])
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated(128 + number)
