@@ -101,7 +101,7 @@ def device_of(name: str) -> torch.device:
 def is_compressed(name: str) -> bool:
     """Whether `name` is the folder of a model that SubFit compressed."""
     config = Path(name) / "config.json"
-    return config.is_file() and json.loads(config.read_text()).get("model_type") == "subfit"
+    return config.is_file() and "subfit" in json.loads(config.read_text())
 
 
 def files_of_model(name: str) -> list[Path]:
