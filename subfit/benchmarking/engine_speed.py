@@ -14,11 +14,9 @@ from torch import Tensor
 
 from subfit.benchmarking.speed import decoding_counts, ideal_decoding, prefill_flops, setting, transposed
 from subfit.benchmarking.timing import interleave, medians, speed_up
-from subfit.benchmarking.workload import Workload, check_comparable
+from subfit.benchmarking.workload import Workload, check_comparable, load_both
 from subfit.errors import SubFitError
 from subfit.export.engine import Demand, ServedModel, open_model
-from subfit.model.dtypes import name_of
-from subfit.model.loading import load
 from subfit.model.sizes import footprint
 
 Entry = dict[str, Any]
@@ -37,7 +35,7 @@ def compare_in_engine(
         engine, python: see `export.engine`.
         workload: what is timed.
         compiled: whether the engine may compile them.
-        options: of `load`; the dense model gets the data type of the compressed one.
+        options: of `load`; the dense model gets the data types of the compressed one.
 
     Returns:
         As `compare_speed` without what only transformers has, with `setting`, `size` and `engine`: its name, version and
@@ -69,10 +67,7 @@ def compare_in_engine(
 @contextmanager
 def _loaded(names: Mapping[str, str], options: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Two models and their tokenizers, in memory until the context ends."""
-    models, tokenizers = dict[str, Any](), dict[str, Any]()
-    models["compressed"], tokenizers["compressed"] = load(names["compressed"], **options)
-    same = {**options, "dtype": name_of(models["compressed"].dtype)}
-    models["dense"], tokenizers["dense"] = load(names["dense"], **same)
+    models, tokenizers = load_both(names, options)
     yield models, tokenizers
     models.clear()
     gc.collect()

@@ -1,10 +1,12 @@
-"""What is timed, and whether two models can be timed on it side by side."""
+"""What is timed, and two models that can be timed on it side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from subfit.errors import SubFitError
+from subfit.model.dtypes import compute_natively, name_of, rounding_of, saved_dtype
+from subfit.model.loading import load
 from subfit.options.typed import check_fields
 
 
@@ -53,6 +55,25 @@ class Workload:
         calibration = [self.calibration_length] if self.calibration_windows else []
         decoded = [context + self.new_tokens for context in self.contexts]
         return max([*self.prompt_lengths, *decoded, *calibration], default=0)
+
+
+def load_both(names: Mapping[str, str], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Loads the `dense` and the `compressed` model of these names; the dense one in the data types of the compressed one.
+
+    Args:
+        names: as for `load`.
+        options: of `load`.
+
+    Returns:
+        The models and their tokenizers, by the keys of `names`.
+    """
+    models, tokenizers = dict[str, Any](), dict[str, Any]()
+    models["compressed"], tokenizers["compressed"] = load(names["compressed"], **options)
+    same = {**options, "dtype": name_of(saved_dtype(models["compressed"]))}
+    models["dense"], tokenizers["dense"] = load(names["dense"], **same)
+    if rounding_of(models["compressed"]) is not None:
+        compute_natively(models["dense"], models["dense"].device)
+    return models, tokenizers
 
 
 def check_comparable(dense: Any, compressed: Any, workload: Workload) -> None:

@@ -1,14 +1,11 @@
 """The plug-in for vLLM (entry point `vllm.general_plugins`), so that `vllm serve FOLDER` serves a compressed model.
 
-vLLM calls `register` in each of its processes. A compressed model is served by vLLM's own class of its dense architecture;
-see `vllm_models`. Nothing here or there needs more than torch, transformers and vLLM.
+vLLM calls `register` in each of its processes. By its config.json a compressed Llama is a Llama with the architecture
+`SubFitLlamaForCausalLM`: vLLM's own class of the dense architecture with bypasses, see `vllm_models`. Nothing here or there
+needs more than torch, transformers and vLLM.
 """
 
 from typing import Any
-
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from subfit.model.modeling_subfit import check_format
 
@@ -31,36 +28,22 @@ ARCHITECTURES = (  # those whose tokens were compared with transformers'
 )
 
 
-class CompressedConfig(PreTrainedConfig):
-    """Reads a compressed model's config.json, for vLLM, as the configuration of its dense architecture."""
+class CompressedSettings:
+    """What vLLM asks about a model and its settings before it loads a compressed model."""
 
-    model_type = "subfit"
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Returns the dense configuration, with the name of the compressed architecture and the section `subfit`.
+    @staticmethod
+    def verify_and_update_model_config(model_config: Any) -> None:
+        """Refuses a model that would not be computed as it should be.
 
         Raises:
             ValueError: if the checkpoint's format is newer, or vLLM cannot serve its architecture or what was done to it.
         """
-        subfit = config_dict["subfit"]
-        check_format(subfit)
-        dense = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(subfit["base_model_type"]))
+        check_format(model_config.hf_config.subfit)
+        dense = model_config.architecture.removeprefix(PREFIX)
         if dense not in ARCHITECTURES:
             raise ValueError(f"subfit: {dense} is not served by vLLM; these are: {', '.join(ARCHITECTURES)}")
-        if "quantization_config" in config_dict:
+        if getattr(model_config.hf_config, "quantization_config", None) is not None:
             raise ValueError("subfit: vLLM does not serve a compressed model whose checkpoint was quantised")
-        own = {"model_type": subfit["base_model_type"], "architectures": [PREFIX + dense]}
-        native = {name: value for name, value in config_dict.items() if name != "auto_map"}  # no remote code is needed
-        return CONFIG_MAPPING[subfit["base_model_type"]].from_dict(native | own, **kwargs)
-
-
-class CompressedSettings:
-    """What vLLM asks about its settings before it loads a compressed model."""
-
-    @staticmethod
-    def verify_and_update_model_config(model_config: Any) -> None:
-        """Nothing to do."""
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
@@ -86,12 +69,14 @@ class CompressedSettings:
 
 
 def register() -> None:
-    """Makes compressed models known to vLLM; may be called more than once."""
+    """Makes compressed models known to vLLM, of all its architectures: those that it cannot serve are refused by name.
+
+    May be called more than once.
+    """
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    AutoConfig.register(CompressedConfig.model_type, CompressedConfig, exist_ok=True)
-    for name in ARCHITECTURES:
-        if name in ModelRegistry.get_supported_archs():
+    for name in list(ModelRegistry.get_supported_archs()):  # it grows
+        if not name.startswith(PREFIX):
             ModelRegistry.register_model(PREFIX + name, f"subfit.export.vllm_models:{PREFIX}{name}")
             MODELS_CONFIG_MAP[PREFIX + name] = CompressedSettings

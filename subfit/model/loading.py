@@ -141,7 +141,7 @@ def device_of(name: str) -> torch.device:
 def is_compressed(name: str) -> bool:
     """Whether `name` is the folder of a model that SubFit compressed."""
     config = Path(name) / "config.json"
-    return config.is_file() and read_json(config).get("model_type") == "subfit"
+    return config.is_file() and "subfit" in read_json(config)
 
 
 def files_of_model(name: str) -> list[Path]:

@@ -7,6 +7,7 @@ A compressed model is its dense architecture in which single branches have been 
 the modules that stand in their place, and `SubFitMixin` puts these modules in before the weights are loaded.
 """
 
+import copy
 import inspect
 import json
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ AUTO_MAP = {
     "AutoConfig": "modeling_subfit.SubFitConfig",
     "AutoModelForCausalLM": "modeling_subfit.SubFitForCausalLM",
 }
+NOT_DENSE = "it needs trust_remote_code=True"  # as the name of the weights' file in config.json; see `SubFitMixin`
 
 
 # --- pieces that bypasses are built from, besides those of torch.nn ---------------------------------------------------
@@ -328,12 +330,14 @@ class SubFitMixin:
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Saves as transformers does, with this file beside the weights and marked as needed to load them.
 
-        The saved model type is `subfit`: loaded as a dense model, the replaced branches would silently be random.
+        The saved model type is the dense one, so that AutoConfig and AutoTokenizer need no code of ours. Loaded as a dense
+        model, the replaced branches would silently be random. The name given for the file of the weights prevents it: as it
+        is not one of a file, transformers refuses it, and its error ends with this name.
         """
         super().save_pretrained(save_directory, **kwargs)
         path = Path(save_directory) / "config.json"
         config = json.loads(path.read_text())
-        config.update(model_type="subfit", architectures=["SubFitForCausalLM"], auto_map=AUTO_MAP)
+        config.update(architectures=[type(self).__name__], auto_map=AUTO_MAP, transformers_weights=NOT_DENSE)
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         path.with_name("modeling_subfit.py").write_text(Path(__file__).read_text() + self.plugin_code)
 
@@ -357,6 +361,8 @@ class SubFitForCausalLM:
 
     @classmethod
     def from_pretrained(cls, path, *args, config, **kwargs):
+        config = copy.deepcopy(config)
+        config.transformers_weights = None  # the usual files, instead of NOT_DENSE
         return compressed_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]).from_pretrained(
             path, *args, config=config, **kwargs
         )

@@ -1,15 +1,15 @@
 """What the plug-in for vLLM accepts and refuses, where vLLM is not installed: the rest is in tests/serving."""
 
-import json
+import copy
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 from compressed import compressed
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
-from subfit.export.vllm_plugin import CompressedConfig, CompressedSettings
+from subfit.export.vllm_plugin import CompressedSettings
 
 ALONE = """
 import sys
@@ -23,14 +23,20 @@ assert added <= {"subfit", "torch", "transformers"}, added
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The config.json of compressed models by family."""
+    """The configurations of compressed models by family, as transformers reads them without remote code."""
     found = {}
     for family in ("llama", "gpt_neox", "mixtral"):
         folder = tmp_path_factory.mktemp(family)
         names = [f"ffn.{layer}" for layer in range(4)] if family == "mixtral" else ["attention.0", "ffn.1"]
         compressed(family, names).save_pretrained(folder)
-        found[family] = json.loads((folder / "config.json").read_text())
+        found[family] = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return found
+
+
+def model_settings(config, **changes):
+    config = copy.deepcopy(config)
+    config.update(changes)
+    return SimpleNamespace(hf_config=config, architecture=config.architectures[0])
 
 
 def settings(config, **given):
@@ -44,9 +50,8 @@ def test_the_plug_in_needs_torch_and_transformers_only():
 
 
 def test_a_compressed_configuration_is_its_dense_one_with_another_architecture(saved):
-    found = CompressedConfig.from_dict(saved["llama"])
-    assert type(found) is LlamaConfig and found.architectures == ["SubFitLlamaForCausalLM"]
-    assert found.subfit == saved["llama"]["subfit"] and not hasattr(found, "auto_map")
+    assert type(saved["llama"]) is LlamaConfig and saved["llama"].architectures == ["SubFitLlamaForCausalLM"]
+    CompressedSettings.verify_and_update_model_config(model_settings(saved["llama"]))
 
 
 @pytest.mark.parametrize(
@@ -59,21 +64,22 @@ def test_a_compressed_configuration_is_its_dense_one_with_another_architecture(s
 )
 def test_what_vllm_cannot_serve_is_refused(saved, family, changes, message):
     with pytest.raises(ValueError, match=message):
-        CompressedConfig.from_dict({**saved[family], **changes})
+        CompressedSettings.verify_and_update_model_config(model_settings(saved[family], **changes))
 
 
 def test_settings_that_would_give_other_results_are_refused_by_name(saved):
-    config = CompressedConfig.from_dict(saved["llama"])
+    config = saved["llama"]
     CompressedSettings.verify_and_update_config(settings(config))
     for name, what in [("quant_config", "quantization"), ("lora_config", "LoRA"), ("speculative_config", "speculative")]:
         with pytest.raises(ValueError, match=f"subfit: {what}"):
             CompressedSettings.verify_and_update_config(settings(config, **{name: object()}))
     with pytest.raises(ValueError, match="all FeedForwards are replaced"):
-        CompressedSettings.verify_and_update_config(settings(CompressedConfig.from_dict(saved["mixtral"])))
+        CompressedSettings.verify_and_update_config(settings(saved["mixtral"]))
 
 
 def test_without_any_attention_there_is_no_prefix_caching(saved):
-    sites = [{"kind": "attention"}] * 4
-    found = settings(CompressedConfig.from_dict({**saved["llama"], "subfit": {**saved["llama"]["subfit"], "sites": sites}}))
+    config = copy.deepcopy(saved["llama"])
+    config.subfit["sites"] = [{"kind": "attention"}] * 4
+    found = settings(config)
     CompressedSettings.verify_and_update_config(found)
     assert found.cache_config.enable_prefix_caching is False

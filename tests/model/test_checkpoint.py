@@ -7,10 +7,11 @@ import textwrap
 import pytest
 import torch
 from compressed import FRESH
-from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokens
+from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokenizer, tiny_tokens
 from forked import run
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from subfit.bypass import Bypass
 from subfit.errors import SubFitError
@@ -86,11 +87,23 @@ def test_a_loaded_model_can_be_saved_and_loaded_again(tmp_path):
 
 
 def test_without_trust_it_does_not_load_as_a_dense_model(tmp_path):
-    from transformers import AutoModelForCausalLM
-
     saved(tmp_path / "model")
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=False)
+    for loader, options in [(AutoModelForCausalLM, {}), (AutoModel, {"trust_remote_code": False}), (LlamaForCausalLM, {})]:
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            loader.from_pretrained(tmp_path / "model", **options)
+
+
+def test_its_tokenizer_and_its_configuration_open_without_asking_for_trust(tmp_path, monkeypatch):
+    saved(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    asked = []
+    monkeypatch.setattr("builtins.input", asked.append)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    config = AutoConfig.from_pretrained(tmp_path / "model")
+    assert not asked
+    assert type(config) is LlamaConfig and tokenizer("a b").input_ids == tiny_tokenizer()("a b").input_ids
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", config=config, trust_remote_code=True)
+    assert type(model).__name__ == "SubFitLlamaForCausalLM"
 
 
 class Gate(nn.Module):

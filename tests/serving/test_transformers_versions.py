@@ -24,7 +24,7 @@ settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_t
 found = {}
 for name in sys.argv[1:]:
     model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True).eval()
-    assert AutoTokenizer.from_pretrained(name, trust_remote_code=True)("a")["input_ids"] == [68]
+    assert AutoTokenizer.from_pretrained(name)("a")["input_ids"] == [68]
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     uncached = model.generate(ids, attention_mask=mask, use_cache=False, **settings)
@@ -89,6 +89,7 @@ def test_checkpoints_open_and_generate_the_same_without_a_warning(python, checkp
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "of type" not in done.stderr, done.stderr  # the warning about the model's type
+    assert "custom code" not in done.stdout, done.stdout  # the question whether it may run
     found = torch.load(folder / "found.pt")
     for name, wanted in expected.items():
         torch.testing.assert_close(found[name]["logits"], wanted["logits"], rtol=1e-5, atol=1e-5)

@@ -8,35 +8,21 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
-from pydoc_data.topics import topics  # some hundred pages of English that every Python has
 
 import pytest
 import torch
+from smollm2 import GIVEN, compressed_smollm2
 from vllm_models import ENVIRONMENT, PROMPTS, PYTHON, check_same, in_vllm
 
 from subfit import load
 
 TEXTS = ["The capital of France is", "Water boils at a temperature of", "def add(a, b):", "Once upon a time there was a"]
-SMALL = ["--calibration.windows", "8", "--calibration.length", "128", "--evaluation.windows", "0"]
-PRESETS = {  # how much is calibrated does not matter here
-    "subfit": [],
-    "best": [f"--{part}.{option}" for part in ("scorer", "selector") for option in ("windows=1", "length=64")],
-    "kept_neurons": ["--ffn_bypass", "kept_neurons"],
-}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders():
     """SmolLM2 with a quarter of its submodules replaced, in float32, by preset."""
-    root = tmp_path_factory.mktemp("smollm2")
-    (root / "text.txt").write_text("\n\n".join(topics.values()))
-    subfit = os.path.join(os.path.dirname(sys.executable), "subfit")
-    for name, more in PRESETS.items():
-        preset = name if name != "kept_neurons" else "subfit"
-        given = ["--config", preset, "--dtype", "float32", "--calibration.path", "text.txt", *SMALL, *more]
-        done = subprocess.run([subfit, "compress", *given, "--output", name], cwd=root, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-    return {name: root / name for name in PRESETS}
+    return {name: compressed_smollm2(name) for name in GIVEN}
 
 
 @pytest.fixture(scope="module")
