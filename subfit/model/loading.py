@@ -17,7 +17,7 @@ from subfit.errors import SubFitError, missing
 from subfit.model.digests import check_digests
 from subfit.model.dtypes import compute_natively, dtype_of
 from subfit.model.gguf_cache import load_gguf
-from subfit.model.modeling_subfit import SubFitConfig, SubFitForCausalLM
+from subfit.model.modeling_subfit import NOT_DENSE, SubFitConfig, SubFitForCausalLM
 from subfit.model.section import check_section
 from subfit.model.submodules import probe
 from subfit.model.threads import limit_threads
@@ -141,7 +141,8 @@ def device_of(name: str) -> torch.device:
 def is_compressed(name: str) -> bool:
     """Whether `name` is the folder of a model that SubFit compressed."""
     config = Path(name) / "config.json"
-    return config.is_file() and "subfit" in read_json(config)
+    found = read_json(config) if config.is_file() else {}
+    return "subfit" in found or found.get("transformers_weights") == NOT_DENSE
 
 
 def files_of_model(name: str) -> list[Path]:
