@@ -30,9 +30,9 @@ class Saved:
     """
 
     def __init__(self, output: str | None, resume: str | None, configuration: Mapping[str, Any]):
-        self._output = output
+        self._output, self._configuration = output, configuration
         self.run_folder = output and f"{output}.run"
-        self._has_closed_form = self._is_done = False
+        self._has_closed_form = False
         if output is not None:
             remove_leftovers(Path(output).absolute())
             self._has_closed_form = resume is not None and is_unfinished(output, configuration)
@@ -49,7 +49,7 @@ class Saved:
             return
         with Stage(f"writing {self._output}"), torch.random.fork_rng(devices=[]):
             save(model, tokenizer, record, self._output, draw_scores, replace=self._has_closed_form)
-        self._has_closed_form, self._is_done = closed_form, not closed_form
+        self._has_closed_form = closed_form
 
     @contextmanager
     def said_of_errors(self) -> Iterator[None]:
@@ -57,11 +57,15 @@ class Saved:
         closed-form one, if that is there."""
         try:
             yield
-        except BaseException as error:
-            if self._is_done:
-                error.add_note(f"the result is in {self._output}")
-            elif self._has_closed_form:
-                state = Path(f"{self.run_folder}/last.ckpt")
-                more = f"; with --resume {state} the fine-tuning goes on" if state.is_file() else ""
-                error.add_note(f"the closed-form result is in {self._output}{more}")
+        except BaseException as error:  # which may come between the writing and any note of it here: the folder tells
+            if self._output is not None and Path(self._output).exists():
+                error.add_note(self._where(self._output))
             raise
+
+    def _where(self, output: str) -> str:
+        """What to say of the folder, which holds something of this run."""
+        if not is_unfinished(output, self._configuration):
+            return f"the result is in {output}"
+        state = Path(f"{self.run_folder}/last.ckpt")
+        more = f"; with --resume {state} the fine-tuning goes on" if state.is_file() else ""
+        return f"the closed-form result is in {output}{more}"

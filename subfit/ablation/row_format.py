@@ -19,6 +19,8 @@ def is_row(row: Any) -> bool:
         return False
     if not is_number(row.get("total_seconds", 0)) or not isinstance(row.get("configuration", {}), dict):
         return False
+    if not isinstance(row.get("depends_on", {}), dict):
+        return False
     if row.get("status") == "failed":
         return isinstance(row.get("error"), str)
     return row.get("status") == "done" and _is_measured(row)
@@ -33,6 +35,7 @@ def _is_measured(row: dict[str, Any]) -> bool:
     return (
         all(SITE.fullmatch(name) and is_number(score) for name, score in scores.items())
         and all(isinstance(text, dict) and _is_text(text) for text in texts.values())
+        and "scorer" in row["configuration"]
         and ("tasks_mean" not in row or _are_tasks(row["tasks_mean"]))
         and _are_mappings(row.get("evaluation_tokens", {}), row.get("text_tokens", {}), row.get("finetune", {}))
         and _are_mappings(*row.get("text_tokens", {}).values())

@@ -1,9 +1,13 @@
 """What SIGINT and SIGTERM do to a command: it leaves by an exception, so that what is half-written is removed on the way."""
 
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 KEPT = {  # what an interrupted command says of the files that it writes, whenever it is interrupted; others write none
     "ablate": "finished cells are kept",
@@ -13,6 +17,7 @@ KEPT = {  # what an interrupted command says of the files that it writes, whenev
     "report": "a file that is there is whole",
 }
 NOTHING = "nothing was written"
+SOON = 0.01  # seconds, after which Python has left a finalizer
 
 
 class Terminated(SystemExit):
@@ -27,10 +32,12 @@ def heeded(ends: bool) -> Iterator[None]:
         ends: whether the process ends after it. Then both are ignored from there on, so that the exit code of a command that
             has done its work stays; else they do what they did before.
     """
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before, unraisable = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
+    sys.unraisablehook = _send_again
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         if ends:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN if ends else before)
@@ -55,6 +62,15 @@ def notes(error: BaseException) -> list[str]:
 def kept(command: str, error: BaseException) -> str:
     """Returns what to say of the files of an interrupted command."""
     return "; ".join(notes(error) or [KEPT.get(command, NOTHING)])
+
+
+def _send_again(lost: Any) -> None:
+    """Sends a signal again whose exception is lost, as it was raised where Python lets none out, such as in a finalizer."""
+    if issubclass(lost.exc_type, KeyboardInterrupt | Terminated):
+        number = signal.SIGTERM if issubclass(lost.exc_type, Terminated) else signal.SIGINT
+        threading.Timer(SOON, os.kill, (os.getpid(), number)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
