@@ -61,7 +61,8 @@ def run(tmp_path, model_folder, text_file):
             if status == "running":
                 ran.append(cell.name)
 
-        return ablate(str(tmp_path / "grid.yaml"), str(tmp_path / output), report=report_), len(ran)
+        rows = ablate(str(tmp_path / "grid.yaml"), str(tmp_path / output), report=report_, allow_code=True)
+        return rows, len(ran)
 
     return ablation
 

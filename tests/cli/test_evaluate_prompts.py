@@ -29,7 +29,7 @@ def test_samples_a_file_and_prompts_in_one_command(subfit, model_folder, compres
     assert file["in_domain"] is False and file["tokens"] == 31 + 2 * 16
     assert [entry["prompt"] for entry in found["generations"]] == ["One, two,", "a"]
     assert all(0 <= e["equal_tokens"] <= e["tokens"] <= 7 and e["reference_text"] for e in found["generations"])
-    assert set(found["seconds"]) == {"load", "prompts", "texts", "tasks"}
+    assert set(found["seconds"]) == {"load", "prompts", "texts", "probes", "tasks"}
     assert "continuing prompts: " in done.stderr
     again = package.evaluate(str(compressed_folder), reference=str(model_folder), prompts=["One, two,", "a"], new_tokens=7)
     assert again["generations"] == found["generations"] and again["texts"] == {}

@@ -206,20 +206,16 @@ def test_a_full_disk_ends_training_and_the_best_so_far_is_kept(tmp_path, monkeyp
     ("what", "changes"),
     [("selection", {"sparsity": 0.25}), ("bypasses", {"attention_bypass": "linear"}), ("model", {"family": "mistral"})],
 )
-def test_a_checkpoint_of_another_run_is_refused_and_the_fit_kept(what, changes, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(what, changes, tmp_path):
     tuned(settings(5), Log(str(tmp_path)))
-    result = tuned(settings(5), Log(None, str(tmp_path / "last.ckpt")), **changes)
-    record = result.record["finetune"]
-    assert record["kept"] == "closed-form" and f"its {what} differs" in record["stopped"]
-    assert same(result, tuned(None, **changes))
+    with pytest.raises(SubFitError, match=f"its {what} differs"):
+        tuned(settings(5), Log(None, str(tmp_path / "last.ckpt")), **changes)
 
 
-def test_a_file_that_is_no_checkpoint_is_refused_and_the_fit_kept(tmp_path):
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"not a checkpoint")
-    record = tuned(settings(5), Log(None, str(tmp_path / "last.ckpt"))).record["finetune"]
-    assert record["kept"] == "closed-form" and "cannot be read" in record["stopped"]
-    with pytest.raises(SubFitError, match="the checkpoint .*other.ckpt does not exist"):
-        Log(None, str(tmp_path / "other.ckpt"))
+    with pytest.raises(SubFitError, match="last.ckpt is no state of a fine-tuning"):
+        tuned(settings(5), Log(None, str(tmp_path / "last.ckpt")))
 
 
 def test_too_few_windows_and_nothing_to_train_leave_the_fit():
