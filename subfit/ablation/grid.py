@@ -109,7 +109,7 @@ def read_grid(path: str, allow_code: bool = False) -> Grid:
     base = content.get("base", [])
     bases = base if isinstance(base, list) else [base]
     shared = [registry.read_configuration(name, [path], allow_code) for name in bases]
-    shared.append(content.get("options", {}))
+    shared.append(_options(path, content))
     defaults = configuration(resolve())
     cells = [
         _cell(path, chosen, [*shared, *cell_sources(path, content, chosen, allow_code)], defaults)
@@ -152,6 +152,13 @@ def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
     changed = {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
     groups = {key: _changed(changed[key], defaults[key]) for key in ("calibration", "evaluation") if key in changed}
     return changed | groups
+
+
+def _options(path: str, content: dict[str, Any]) -> dict[str, Any]:
+    options = content.get("options", {})
+    if not isinstance(options, dict):
+        raise SubFitError(f"{path}: options is {options!r}; it must be a mapping of options to values")
+    return options
 
 
 def _texts(path: str, content: dict[str, Any]) -> dict[str, EvaluationData]:

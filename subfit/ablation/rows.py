@@ -112,8 +112,9 @@ def _difference(earlier: dict[str, Any], grid: dict[str, Any]) -> str | None:
     for key in sorted({*earlier, *grid} - {"cells"}):
         if earlier.get(key) != grid.get(key):
             return f"its {key} are others"
-    cells = grid.get("cells", {})
-    gone = [values for name, values in earlier.get("cells", {}).items() if cells.get(name) != values]
+    if not isinstance(earlier.get("cells"), dict):
+        return "its grid.json has no cells"
+    gone = [values for name, values in earlier["cells"].items() if grid["cells"].get(name) != values]
     return f"the cell {json.dumps(gone[0])} is gone, or has other options" if gone else None
 
 

@@ -43,6 +43,8 @@ def _run(arguments: list[str]) -> int:
     command, program, debug = "", "subfit", "--debug" in arguments
     rest = [argument for argument in arguments[1:] if argument != "--debug"]
     try:
+        if nulls := [argument for argument in arguments if "\0" in argument]:  # no file can have such a name
+            raise SubFitError(f"the argument {nulls[0]!r} has a null character")
         command = _command(arguments[:1])
         program = f"subfit {command}"
         code: int = import_module(f"subfit.cli.{command}").run(rest)

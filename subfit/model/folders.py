@@ -23,6 +23,8 @@ def check_free(output: str) -> None:
 
     What a killed run has left of it, under a hidden name, is removed.
     """
+    if "\0" in output:
+        raise SubFitError(f"the output folder {output!r} cannot be made: its name has a null character")
     path = Path(output)
     remove_leftovers(path.absolute())
     _check_absent(path)
