@@ -24,6 +24,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from subfit.interruptions import uninterrupted
+
 SWITCH = "SUBFIT_PROGRESS"
 FIRST, INTERVAL = 30.0, 60.0  # seconds after which a stage has a line where there is no terminal: the first, the others
 NARROW = 60  # columns of a terminal that has no room for the bar
@@ -135,11 +137,13 @@ def show_above(above: Callable[[], RenderableType] | None) -> Iterator[None]:
     live = Live(console=console, get_renderable=lambda: _shown(console, above), transient=True, redirect_stdout=False)
     _live = live
     try:
-        live.start()
+        with uninterrupted():  # else it could be stopped half-way, and fail when it stops
+            live.start()
         yield
-    finally:  # an interruption while it starts included
-        live.stop()
-        _live = None
+    finally:
+        with uninterrupted():
+            live.stop()
+            _live = None
 
 
 def _named(stages: list[Stage]) -> tuple[str, Stage, list[str]]:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from subfit.errors import SubFitError
-from subfit.model.interruptions import uninterrupted
+from subfit.interruptions import uninterrupted
 
 LOCK = ".lock"  # in a folder that is being written, held by the process that writes it
 EARLIER = ".earlier"  # in the same: the folder that is replaced
