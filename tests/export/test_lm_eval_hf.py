@@ -1,8 +1,7 @@
 """lm-evaluation-harness reads a checkpoint by its own `hf` model."""
 
 import pytest
-import torch
-from compressed import compressed
+from compressed import compressed, loglikelihoods
 from conftest import tiny_tokenizer
 
 
@@ -16,8 +15,4 @@ def test_its_hf_model_gives_the_loglikelihoods_of_the_compressed_model(tmp_path)
     pairs = [("2 times 3 is", " 6"), ("The capital", " of France")]
     asked = [instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     found = [value for value, _ in opened.loglikelihood(asked, disable_tqdm=True)]
-    for (context, continuation), value in zip(pairs, found, strict=True):
-        ids = tokenizer(context + continuation, return_tensors="pt")["input_ids"]
-        with torch.no_grad():
-            logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-        assert value == pytest.approx(float(logprobs[-len(continuation) :].sum()), rel=1e-4)
+    assert found == pytest.approx(loglikelihoods(model, tokenizer, pairs), rel=1e-4)
