@@ -29,6 +29,8 @@ def _table(folder: Path, chosen: str) -> str:
     name, _, rest = chosen.partition(" ")
     if name == "speeds":
         return speeds(rest or "speed")
+    if name == "requests":
+        return requests(rest)
     return costs() if name == "costs" else study(folder, chosen)
 
 
@@ -69,6 +71,26 @@ def speeds(name: str) -> str:
         times = f"{1000 * seconds['dense']:.0f} ms | {1000 * seconds['compressed']:.0f} ms"
         ratios = f"{speed['measured']:.2f} [{low:.2f}, {high:.2f}] | {speed['ideal']:.2f} | {speed['reached']:.0%}"
         lines.append(f"| {name} | {times} | {ratios} |")
+    return "\n".join(lines) + "\n"
+
+
+def requests(name: str) -> str:
+    """What an engine's cache holds, and a line for each batch of requests."""
+    result = benchmark(name)
+    cache = {key: result["engine"]["cache"][key] for key in ("dense", "compressed")}
+    lines = [f"| {result['engine']['version']} | dense | compressed |", "| --- | ---: | ---: |"]
+
+    def add(text: str, values: dict[str, float], digits: int = 0) -> None:
+        lines.append(f"| {text} | {' | '.join(f'{values[key]:,.{digits}f}' for key in cache)} |")
+
+    add("bytes of cache for a token ↓", {key: its["bytes_per_token"] for key, its in cache.items()})
+    if all(its["tokens"] for its in cache.values()):
+        add("tokens in the memory for the cache ↑", {key: its["tokens"] for key, its in cache.items()})
+    for entry in result["decoding"]:
+        at_once = entry["requests_at_once"]
+        if at_once["compressed"] > at_once["dense"]:
+            add("requests at once, in equal memory ↑", at_once)
+        add(f"requests per second, {at_once['dense']} at once in the dense model ↑", entry["requests_per_second"], 2)
     return "\n".join(lines) + "\n"
 
 

@@ -161,12 +161,12 @@ def exported(command: str) -> None:
 
 def without_engine(command: str) -> None:
     """Runs a command as if for transformers."""
-    subfit(command.replace("--engine llama.cpp", "--engine transformers"))
+    subfit(re.sub(r"--engine \S+( --engine_python \S+)?", "--engine transformers", command))
 
 
 INSTEAD: dict[str, tuple[str, Callable[[str], None]]] = {  # by pattern of the command: why, and what is done
     "^subfit export ": ("the tokenizer here is of words; test_llama_cpp.py writes files", exported),
-    "--engine llama.cpp": ("as before; test_llama_check.py runs it", without_engine),
+    "--engine ": ("neither is installed here; test_llama_check.py and test_engine.py run it", without_engine),
     "^llama-": ("it is not installed here", lambda command: None),
     "^make ": ("they install and test everything", dry_run),
     "^pip ": ("test_installation.py installs", installed),

@@ -3,13 +3,15 @@
 import copy
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from compressed import compressed
 from transformers import AutoConfig, LlamaConfig
 
-from subfit.export.vllm_plugin import CompressedSettings
+from subfit.export.llama_family import FAMILIES, WHY_NOT
+from subfit.export.vllm_plugin import ARCHITECTURES, CompressedSettings
 
 ALONE = """
 import sys
@@ -83,3 +85,18 @@ def test_without_any_attention_there_is_no_prefix_caching(saved):
     found = settings(config)
     CompressedSettings.verify_and_update_config(found)
     assert found.cache_config.enable_prefix_caching is False
+
+
+def test_the_page_on_serving_names_what_each_engine_serves():
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    rows = page.partition("| architecture |")[2].partition("\n\n")[0].splitlines()[2:-1]
+    found = {"vllm": set[str](), "llama.cpp": set[str](), "not llama.cpp": set[str]()}
+    for row in rows:
+        names, _, vllm, llama = (cell.strip() for cell in row.strip("|").split("|"))
+        plain = {name.lower().replace(" ", "").replace("-", "") for name in names.split(", ")}
+        found["vllm"] |= plain if vllm == "exact" else set()
+        found["llama.cpp" if llama == "exact" else "not llama.cpp"] |= plain
+    suffixes = ("ForCausalLM", "LMHeadModel")
+    served = {next(name.removesuffix(s) for s in suffixes if name.endswith(s)).lower() for name in ARCHITECTURES}
+    refused = {name.removesuffix("_text").replace("_", "") for name in WHY_NOT}
+    assert found == {"vllm": served, "llama.cpp": set(FAMILIES), "not llama.cpp": refused}
