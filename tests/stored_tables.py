@@ -78,7 +78,8 @@ def requests(name: str) -> str:
     """What an engine's cache holds, and a line for each batch of requests."""
     result = benchmark(name)
     cache = {key: result["engine"]["cache"][key] for key in ("dense", "compressed")}
-    lines = [f"| {result['engine']['version']} | dense | compressed |", "| --- | ---: | ---: |"]
+    where = f"{result['engine']['version']}, {result['setting']['dtype']}, threads: {result['setting']['threads']}"
+    lines = [f"| {where} | dense | compressed |", "| --- | ---: | ---: |"]
 
     def add(text: str, values: dict[str, float], digits: int = 0) -> None:
         lines.append(f"| {text} | {' | '.join(f'{values[key]:,.{digits}f}' for key in cache)} |")
