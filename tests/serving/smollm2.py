@@ -13,7 +13,7 @@ from subfit.model.threads import usable_cores
 _folder = TemporaryDirectory(prefix="subfit-")  # removed when Python ends
 MANUAL = "\n\n".join(topics.values())
 TINY = ("windows=1", "length=64")
-SMALL = ("--calibration.windows=8", "--calibration.length=128")
+SMALL = ("--calibration.windows=4", "--calibration.length=128")
 GIVEN = {  # by name; how much is calibrated does not matter for the last two
     "subfit": ("--config=subfit", "--calibration.windows=16", "--calibration.length=256"),
     "best": ("--config=best", *SMALL, *(f"--{part}.{size}" for part in ("scorer", "selector") for size in TINY)),
