@@ -356,7 +356,11 @@ def install(model: nn.Module, subfit: dict[str, Any]) -> None:
     model.subfit_shared = nn.ModuleDict({name: build(spec, {}) for name, spec in subfit["shared"].items()})
     for site in subfit["sites"]:
         bypass = build(site["bypass"], model.subfit_shared)
-        model.set_submodule(site["path"], stand_in(bypass, site, site["path"] == subfit["counter"]))
+        standing = stand_in(bypass, site, site["path"] == subfit["counter"])
+        if site["kind"] == "mixer":  # whose buffers the model may initialise, as that of Falcon-H1 does
+            for name, buffer in model.get_submodule(site["path"]).named_buffers(recurse=False):
+                standing.register_buffer(name, buffer, persistent=False)
+        model.set_submodule(site["path"], standing)
         for norm in site["skipped_norms"]:
             model.set_submodule(norm, SkippedNorm())
 
@@ -401,6 +405,11 @@ class SubFitMixin:
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         install(self, config.subfit)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Says no, as the architecture is one of transformers: its buffers that no checkpoint has are initialised."""
+        return False
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Saves as transformers does, with this file beside the weights and marked as needed to load them.
