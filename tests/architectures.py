@@ -40,17 +40,51 @@ TINY = {  # of these names, a configuration gets those that it has
     "ple_embed_dim": 8, "hc_lowrank": 8, "ngram_vocab_size_base": 200, "adapter_rank": 4, "moe_num_shared_experts": 1,
 }
 # fmt: on
+GEMMA4 = {"head_dim": 8, "global_head_dim": 8}
 MIXED = ["linear_attention", "full_attention"] * 2
 OWN = {  # what a type needs besides
     **dict.fromkeys(
-        ["axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"],
+        ["axk2", "deepseek_v2", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"],
         {"num_key_value_heads": 4},
     ),
+    **dict.fromkeys(["axk1", "deepseek_v3", "youtu"], {"num_key_value_heads": 4, "head_dim": 4}),
+    "bailing_hybrid": {"num_key_value_heads": 4},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "gemma4_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, **GEMMA4},
+    "gemma4_unified_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, **GEMMA4},
+    "kimi_linear": {"num_key_value_heads": 4},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "minicpm3": {"num_key_value_heads": 4},
+    "zamba": {"layer_types": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 16, "attention_hidden_size": 64},
+    "zamba2": {"layer_types": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 16, "attention_hidden_size": 64},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {"layer_types": MIXED, "residual_multiplier": 0.3},
     "granite": {"residual_multiplier": 0.3},
-    "longcat_flash": {"num_key_value_heads": 4, "num_layers": 2},
+    "longcat_flash": {"num_key_value_heads": 4, "head_dim": 4, "num_layers": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8},
+}
+NO_CONFIGURATION = "no small configuration was found that transformers builds and runs"
+NOT_TRIED = {
+    **dict.fromkeys(
+        ["blt", "emu3", "fuyu", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "git", "got_ocr2", "llama4", "mllama"]
+        + [
+            "dots3_note",
+            "moss_transcribe_diarize",
+            "musicgen",
+            "musicgen_melody",
+            "phi4_multimodal",
+            "qwen3_5",
+            "qwen3_5_moe",
+        ]
+        + ["qwen4_exp", "whisper"],
+        "it has models for images, sounds or bytes beside the decoder, which are large by default",
+    ),
+    **dict.fromkeys(
+        ["cohere_compass_text", "dbrx", "dots3_note_text", "gemma4_assistant", "gemma4_unified_assistant", "qwen4_exp_text"]
+        + ["reformer", "xlm", "xlnet", "xlstm", "zamba2", "zaya"],
+        NO_CONFIGURATION,
+    ),
+    "xmod": "it does not run before a language is set in Python",
 }
 KINDS_OF_LAYERS = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types")
 
@@ -58,9 +92,8 @@ KINDS_OF_LAYERS = ("layer_types", "mlp_layer_types", "layers_block_type", "index
 def tiny_config(family: str):
     """Returns the configuration of a model of this type with four layers of width 32."""
     cls = CONFIG_MAPPING[family]
-    default = cls()
-    given = {name: value for name, value in TINY.items() if hasattr(default, name)}
-    own = OWN.get(family, {})
+    default, own = cls(), OWN.get(family, {})
+    given = {name: value for name, value in TINY.items() if name in own or hasattr(default, name)}
     for name in () if set(own).intersection(KINDS_OF_LAYERS) else KINDS_OF_LAYERS:
         kinds = list(dict.fromkeys(getattr(default, name, None) or ()))
         if kinds:
@@ -81,9 +114,13 @@ def tiny_model_of(family: str):
     """Returns a small model of this type; its random weights, norms and biases are of no special value."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config(family)).eval()
+    saved = model.state_dict()
     for p in model.parameters():
         if p.ndim > 1:
             p.data.mul_(3)
         elif p.is_floating_point():
             p.data.add_(0.1 * torch.randn(p.shape).to(p.dtype))
+    for name, buffer in model.named_buffers():
+        if name in saved and buffer.is_floating_point():  # such as Gemma 4's `layer_scalar`
+            buffer.add_(0.1 * torch.randn(buffer.shape).to(buffer.dtype))
     return model

@@ -34,10 +34,13 @@ def check_decoder(model: Any, sites: Sequence[Site]) -> None:
     """
     tokens = probe_tokens(model, TOKENS)
     with _named(model, "layer by layer"):
-        stream = ResidualStream(model, tokens, 1)
+        windows = torch.cat([tokens, tokens.flip(1)])  # one after the other, so that nothing of one is used for the other
+        stream = ResidualStream(model, windows, 1)
         for _ in stream.layers:
             stream.step()
-        found = _distance(stream.logits(slice(0, 1)), model(tokens, use_cache=False).logits)
+        found = max(
+            _distance(stream.logits(batch), model(windows[batch], use_cache=False).logits) for batch in stream.batches
+        )
     if found > ROUNDING:
         raise _refusal(
             model,

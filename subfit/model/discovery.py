@@ -1,5 +1,6 @@
 """Where the branches of a decoder are: found by what its modules do, not by a list of model names."""
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 
 from subfit.errors import SubFitError
 from subfit.model.recording import Call, Layer, record_layers
-from subfit.model.submodules import KINDS, Kind, Site
+from subfit.model.submodules import KINDS, Kind, Site, slot_of
 
 ROUNDING = 0.02  # of a layer's output, in bfloat16, is well below this share of it
 EXACT = 1e-4  # coefficients that differ by less are the same
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,11 @@ def find_sites(model: Any) -> list[Site]:
     Raises:
         SubFitError: if a layer is not such a sum, or no layer has a site.
     """
-    sites = [site for index, layer in enumerate(record_layers(model)) for site in _sites_of_layer(model, index, layer)]
+    layers = record_layers(model)
+    sites = [site for index, layer in enumerate(layers) for site in _sites_of_layer(model, index, layer)]
+    shared = [call.path for layer in layers for call in layer.children if call.passed_on]
+    if shared:
+        logger.warning("kept, as later layers use their keys and values: %s", ", ".join(shared))
     if not sites:
         raise SubFitError(f"no layer of {type(model).__name__} has an Attention, mixer or FeedForward of its own")
     return sites
@@ -79,9 +86,7 @@ def _sites_of_layer(model: nn.Module, index: int, layer: Layer) -> list[Site]:
     if not carried:
         modules = ", ".join(call.path.rpartition(".")[2] for call in layer.children)
         raise SubFitError(f"{name} does not give the stream that it reads plus what its modules add ({modules})")
-    silent = [
-        not term.value.any() for term in terms
-    ]  # adds nothing now: its coefficient cannot be seen, and does not matter
+    silent = [not term.value.any() for term in terms]  # their coefficients cannot be seen, and do not matter
     branches = [
         (term, term.reads, _rounded((coefficient or carried) * term.reads.carried / carried, EXACT))
         for term, coefficient, nothing in zip(terms, coefficients, silent, strict=True)
@@ -186,7 +191,7 @@ def _site(model: nn.Module, index: int, layer: Layer, term: Term, reads: Reading
         input_norm=reads.norm.path if reads.norm else None,
         output_norm=term.norm.path if term.norm else None,
         shares_norm=False,
-        slot=getattr(core, "layer_idx", index) if call.slot is None else call.slot,
+        slot=slot_of(core, index) if call.slot is None else call.slot,
         returns=call.returns,
         width=layer.own.before.shape[-1],
         parameters=sum(p.numel() for module in removed for p in module.parameters()),

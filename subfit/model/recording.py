@@ -1,6 +1,6 @@
 """One forward pass over two tokens, and what the modules of each decoder layer did in it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -170,5 +170,5 @@ def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[tuple[int, st
 
 def _contents(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """The keys and lengths of the lists and mappings among a module's arguments."""
-    values = [v for v in (*args, *kwargs.values()) if isinstance(v, list | dict)]
-    return [sorted(map(str, value)) if isinstance(value, dict) else len(value) for value in values]
+    values = [v for v in (*args, *kwargs.values()) if isinstance(v, list | Mapping)]
+    return [sorted(map(str, value)) if isinstance(value, Mapping) else len(value) for value in values]

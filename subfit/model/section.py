@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from subfit.errors import SubFitError
 from subfit.model import modeling_subfit
 from subfit.model.modeling_subfit import EmptySlot  # type: ignore[attr-defined]
-from subfit.model.submodules import Site, decoder_layers
+from subfit.model.submodules import Site, decoder_layers, slot_of
 from subfit.options.typed import shown, typed_arguments
 
 PLACE = "config.json: subfit"
@@ -70,7 +70,7 @@ def check_section(content: Mapping[str, Any], plugin_code: bool) -> None:
         _check_bypass(_built(site.bypass, shared, f"{place}.bypass", plugin_code), site.width, f"{place}.bypass")
     attentions = [site.path for site in section.sites if site.kind == "attention"]
     kept = _caching_layers(dense) - {site.slot for site in section.sites if site.kind == "attention"}
-    counters = [None] if kept or not attentions else attentions  # needed where no Attention counts the tokens
+    counters = [None, *attentions] if kept or not attentions else attentions  # needed where no Attention counts tokens
     if section.counter not in counters:
         raise SubFitError(f"{PLACE}.counter is {section.counter!r}; it must be {counters[0]!r}")
 
@@ -87,7 +87,7 @@ def _dense(model_type: str, content: Mapping[str, Any]) -> Any:
     except KeyError:
         none = "which transformers has no causal language model of"
         raise SubFitError(f"{PLACE}.base_model_type is {model_type!r}, {none}") from None
-    config = known.from_dict({**content, "model_type": model_type})
+    config = known.from_dict(known._decode_special_floats({**content, "model_type": model_type}))  # such as infinity
     with torch.device("meta"):
         return dense._from_config(config)
 
@@ -114,7 +114,7 @@ def _check_site(site: SiteEntry, dense: Any, place: str) -> None:
         raise SubFitError(f"{place}.kind is {site.kind!r}, but {site.path} is a {type(core).__name__}")
     if not 0 <= site.returns <= MOST_RETURNED:
         raise SubFitError(f"{place}.returns is {site.returns}; it must be from 0 to {MOST_RETURNED}")
-    slot = getattr(core, "layer_idx", site.layer)
+    slot = slot_of(core, site.layer)
     width = dense.config.get_text_config().hidden_size
     for name, found, wanted in (("slot", site.slot, slot), ("width", site.width, width)):
         if found != wanted:

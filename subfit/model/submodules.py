@@ -83,6 +83,12 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
+def slot_of(core: nn.Module, layer: int) -> int:
+    """Returns the index in the cache that a core of this decoder layer says it has; else the layer's."""
+    index = getattr(core, "layer_idx", None)  # some have None there
+    return index if isinstance(index, int) else layer
+
+
 def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Returns the tensor that a module reads: its first positional argument, or its first keyword argument."""
     value = args[0] if args else next(iter(kwargs.values()), None)

@@ -5,6 +5,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig, OPTConfig
 
 from subfit.errors import SubFitError
 from subfit.model.activations import watch
+from subfit.model.decoder_check import check_decoder
 from subfit.model.discovery import find_sites
 
 GEMMA4 = {"head_dim": 8, "global_head_dim": 8, "vocab_size_per_layer_input": 101, "hidden_size_per_layer_input": 0,
@@ -83,6 +84,16 @@ def test_a_layer_that_scales_its_whole_output_adds_its_branches_as_they_are():
         model(tokens)
     torch.testing.assert_close(b.h, a.h + a.added)
     torch.testing.assert_close(after.h, 0.4 * (b.h + b.added))
+
+
+def test_an_attention_whose_keys_and_values_others_use_is_kept_with_a_line(caplog):
+    model = tiny_model("gemma4_text", **GEMMA4 | {"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8})
+    names = [site.name for site in find_sites(model)]
+    assert names == ["ffn.0", "ffn.1", "attention.2", "ffn.2", "attention.3", "ffn.3"]
+    (line,) = caplog.messages
+    assert line.endswith("use their keys and values: model.layers.0.self_attn, model.layers.1.self_attn")
+    with pytest.raises(SubFitError, match="run layer by layer, it .*: values flow beside the stream"):
+        check_decoder(model, find_sites(model))
 
 
 @torch.no_grad()
