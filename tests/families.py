@@ -1,7 +1,6 @@
 """What holds of a tiny model of one type of transformers, cell by cell; see `test_families.py`."""
 
 import copy
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path

@@ -9,14 +9,17 @@ PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 PLURALS = {"attention": "Attentions", "mixer": "mixers", "ffn": "FeedForwards"}
 TEXT = """# Model types
 
-SubFit has no list of models. It looks at what the modules of a decoder layer read and give, and takes as a submodule what is
-added to the residual stream. Here is what it makes of every causal model type of transformers {version}, tried on tiny models with
-random weights: {compressed} are compressed, {refused} are refused with the reason, and {untried} were not tried.
+After this page you can say which models SubFit compresses, and why it refuses others.
 
-A mixer that is no Attention (a state-space model, a convolution, linear attention) is a submodule of a kind of its own, such as
-`mixer.3`. Mixers have a budget of their own, as Attentions and FeedForwards have, and the bypass of `--attention_bypass` takes
-their place. What a layer multiplies a submodule's output by, such as Granite's `residual_multiplier`, is found, and scorers and
-fits see what is really added.
+SubFit has no list of models. It looks at what the modules of a decoder layer read and give, and takes as a submodule what
+is added to the residual stream. Here is what it makes of every causal model type of transformers {version}, tried on tiny
+models with random weights: {compressed} are compressed, {refused} are refused with the reason, and {untried} were not tried.
+
+A mixer that is no Attention (a state-space model, a convolution, linear attention) is a submodule of a kind of its own,
+such as `mixer.3`. Mixers have a budget of their own, as Attentions and FeedForwards have, and the bypass of
+`--attention_bypass` takes their place. What a layer multiplies a submodule's output by, such as Granite's
+`residual_multiplier`, is found, and scorers and fits see what is really added. A submodule that gives values to later
+layers, such as keys that these share, is kept, and a line says so.
 
 This page is generated: `make families` runs the table anew and compares, and with `UPDATE=1` it writes the page.
 
@@ -26,8 +29,8 @@ Each model has about four layers. In each of these ways, which are the cells of 
 
 {cells}
 
-*But* names the cells in which it does not, and why. In the cells *static cache* and *left padding* it often says that the dense model does not run that
-way, either.
+*But* names the cells in which it does not, and why. In the cells *static cache* and *left padding* it often says that the
+dense model does not run that way, either.
 
 | model type | submodules | but |
 |---|---|---|
@@ -49,8 +52,7 @@ Before any work, with this message and exit code 2:
 """
 CELLS = {
     "nothing in place is zero": "nothing in the place of a submodule is the same as zero in the place of its output;",
-    "first and last layer, saved": "the first and the last layer are replaced, fitted in one shot, saved, and read again with "
-    "the package and without;",
+    "first and last layer, saved": "these are replaced, fitted in one shot, saved, and read with the package and without;",
     "cached decoding": "that model decodes with a cache what it decodes without, beyond sliding windows;",
     "static cache": "and with a static cache;",
     "left padding": "and with padding on the left;",

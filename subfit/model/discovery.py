@@ -68,7 +68,7 @@ def find_sites(model: Any) -> list[Site]:
     sites = [site for index, layer in enumerate(layers) for site in _sites_of_layer(model, index, layer)]
     shared = [call.path for layer in layers for call in layer.children if call.passed_on]
     if shared:
-        logger.warning("kept, as later layers use their keys and values: %s", ", ".join(shared))
+        logger.warning("kept, as they give values to later layers, too: %s", ", ".join(shared))
     if not sites:
         raise SubFitError(f"no layer of {type(model).__name__} has an Attention, mixer or FeedForward of its own")
     return sites

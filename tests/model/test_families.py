@@ -1,4 +1,4 @@
-"""Every causal model type of transformers, in what `families.CELLS` says, or refused in a line; docs/families.md shows it."""
+"""Every causal model type of transformers, in the cells of `families`, or refused in a line; docs/families.md shows it."""
 
 import json
 import os
