@@ -40,7 +40,7 @@ TINY = {  # of these names, a configuration gets those that it has
     "ple_embed_dim": 8, "hc_lowrank": 8, "ngram_vocab_size_base": 200, "adapter_rank": 4, "moe_num_shared_experts": 1,
 }
 # fmt: on
-GEMMA4 = {"head_dim": 8, "global_head_dim": 8}
+GEMMA4 = {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 0}
 MIXED = ["linear_attention", "full_attention"] * 2
 OWN = {  # what a type needs besides
     **dict.fromkeys(
