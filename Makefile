@@ -14,7 +14,7 @@ EXECUTIONS := 20000
 MOMENTS := 201
 SEED := $(shell date +%s)
 
-.PHONY: demo test check fast real coverage fuzz kills test-serving format lock clean
+.PHONY: demo test check fast real families coverage fuzz kills test-serving format lock clean
 
 # What runs SubFit, the embedded model included.
 $(VENV)/.runs: pyproject.toml constraints.txt
@@ -60,15 +60,19 @@ check: $(VENV)/.tests
 	$(BIN)/lint-imports
 
 fast: $(VENV)/.tests
-	$(BIN)/python -m pytest -m 'not real' --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not real and not families' --numprocesses 2 --dist loadfile
 
 real: $(VENV)/.tests
 	$(BIN)/python -m pytest -m real
 
+# Every causal model type of transformers; `make families UPDATE=1` writes what is expected, and docs/families.md.
+families: $(VENV)/.tests
+	FAMILIES_UPDATE=$(UPDATE) $(BIN)/python -m pytest tests/model/test_families.py -m families
+
 # Both parts of the tests, with the branches that they run; at least 92 % of them, see pyproject.toml.
 coverage: $(VENV)/.tests
 	rm -f .coverage*
-	$(BIN)/python -m pytest -m 'not real' --numprocesses 2 --dist loadfile --cov --cov-report=
+	$(BIN)/python -m pytest -m 'not real and not families' --numprocesses 2 --dist loadfile --cov --cov-report=
 	$(BIN)/python -m pytest -m real --cov --cov-append --cov-report=term:skip-covered
 
 # The suite has a part of both, of one seed: 500 executions and 30 moments. `make fuzz SEED=1` runs a seed again.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what they are in takes seconds to import, which help does n
     from subfit.finetuning.settings import FineTuning
     from subfit.fitting.costs import Unit
     from subfit.fitting.sequential import Target
+    from subfit.model.submodules import Kind
     from subfit.scorer import Scorer
     from subfit.selector import Selector
 
@@ -51,7 +52,7 @@ class Recipe:
     Attributes:
         scorer: gives every site a number, lower is safer to replace.
         selector: chooses the sites.
-        attention_bypass: takes the place of each chosen Attention.
+        attention_bypass: takes the place of each chosen Attention, and of each chosen mixer of tokens of another type.
         ffn_bypass: takes the place of each chosen FeedForward; `attention_bypass` is the bypass of the Attentions itself, so
             that all sites are one group, which may share a basis.
         sparsity: share of the Attentions, and of the FeedForwards, to replace.
@@ -82,6 +83,11 @@ class Recipe:
     correction: float = 1.0
     refit_kept: float | None = None
     finetune: FineTuning | None = None
+
+    @property
+    def substitutes(self) -> dict[Kind, Substitute]:
+        """What takes the place of the sites of each type."""
+        return {"attention": self.attention_bypass, "mixer": self.attention_bypass, "ffn": self.ffn_bypass}
 
     def __post_init__(self) -> None:
         from subfit.fitting.budget import check_sparsity

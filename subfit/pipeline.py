@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from subfit.bypass import Bypass, Substitute
+from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration
 from subfit.config import Recipe
 from subfit.errors import SubFitError, attribute_errors_to, missing, where
@@ -22,13 +22,14 @@ from subfit.fitting.costs import flops_per_token
 from subfit.fitting.one_shot import fit_one_shot
 from subfit.fitting.sequential import fit_sequential
 from subfit.fitting.substitutes import Plan, plan_of
+from subfit.model.decoder_check import check_decoder
 from subfit.model.digests import tensor_digest
 from subfit.model.finalizing import check_replaceable, finalize, finalized
 from subfit.model.portable_code import portable_source
 from subfit.model.processes import broadcast, init_process_group
 from subfit.model.replacing import Replacement, Switch, switched_off
-from subfit.model.sizes import kv_bytes_per_token
-from subfit.model.submodules import Kind, Site
+from subfit.model.sizes import cache_size
+from subfit.model.submodules import Site
 from subfit.progress import Stage
 from subfit.scorer import Scorer, Scores, score_sites
 from subfit.selector import Selector
@@ -79,12 +80,13 @@ def compress_model(
     """
     check_replaceable(model)
     calibration = Calibration(model, tokens, batch_size)
+    check_decoder(model, calibration.sites)
     init_process_group(calibration.device)
     switches, record = fit_recipe(calibration, recipe, seed)
     portable_source([switch.stand_in.bypass for switch in switches if switch.stand_in])  # fails before the work that follows
     if keep is not None and recipe.finetune is not None:
         record["size"] = compression_sizes(calibration, switches)
-        with finalized(model, switches, calibration.sites):
+        with finalized(model, switches):
             keep({**record, "seconds": dict(record["seconds"]), "finetune": closed_form(UNFINISHED)})
     tune(calibration, switches, recipe, record, log or Log())
     if evaluation is not None and len(evaluation):
@@ -93,7 +95,7 @@ def compress_model(
                 comparison = Comparison(model, evaluation)
             record["evaluation"] = comparison.measure(switches)
     record["size"] = compression_sizes(calibration, switches)
-    finalize(model, switches, calibration.sites)
+    finalize(model, switches)
     return Compression(model, record)
 
 
@@ -111,7 +113,7 @@ def fit_recipe(
     """
     check_finetuning(recipe, calibration.device, calibration.model)
     seconds: dict[str, float] = {}
-    substitutes: dict[Kind, Substitute] = {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass}
+    substitutes = recipe.substitutes
     scorer, selector, substitutes = with_seed((recipe.scorer, recipe.selector, substitutes), seed)
     eligible = _eligible(calibration.sites, recipe.protect)
     with timed(seconds, "score"), Stage(f"scoring {len(calibration.sites)} submodules"):
@@ -186,7 +188,7 @@ def tune(calibration: Calibration, switches: list[Switch], recipe: Recipe, recor
 
 
 def compression_sizes(calibration: Calibration, switches: list[Switch]) -> dict[str, Any]:
-    """Returns parameters, and key-value bytes and FLOPs per token, without and with the switches, which are on."""
+    """Returns parameters, and bytes of the cache and FLOPs per token, without and with the switches, which are on."""
     model = calibration.model
     with switched_off(switches):
         before = _size(model)
@@ -203,8 +205,7 @@ def compression_sizes(calibration: Calibration, switches: list[Switch]) -> dict[
 
 
 def _size(model: nn.Module) -> dict[str, int]:
-    parameters = sum(p.numel() for p in model.parameters())
-    return {"parameters": parameters, "kv_bytes_per_token": sum(kv_bytes_per_token(model))}
+    return {"parameters": sum(p.numel() for p in model.parameters()), **cache_size(model)}
 
 
 def _eligible(sites: list[Site], protect: list[str]) -> list[Site]:

@@ -177,7 +177,7 @@ def _score_in_one_pass(calibration: Calibration, scorers: Sequence[StreamScorer]
 
     def visit(site: Site, seen: Activations) -> None:
         for copy in copies[site]:
-            copy.update(seen.h, seen.x, seen.y)
+            copy.update(seen.h, seen.x, seen.added)
 
     with ExitStack() as stack:
         for scorer in scorers:

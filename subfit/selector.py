@@ -70,7 +70,7 @@ def pools(sites: Iterable[Site], unit: Literal["submodule", "layer", "any"]) -> 
     sites = list(sites)
     if unit == "layer":
         layers = {site.layer: tuple(s for s in sites if s.layer == site.layer) for site in sites}
-        return [Pool(KINDS, [group for group in layers.values() if len(group) == len(KINDS)])]
+        return [Pool(KINDS, [group for group in layers.values() if len(group) == group[0].layer_sites])]
     if unit == "any":
         return [Pool(KINDS, [(site,) for site in sites])]
     return [Pool((kind,), [(site,) for site in sites if site.kind == kind]) for kind in KINDS]

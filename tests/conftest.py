@@ -16,11 +16,11 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokeniz
 from subfit import pipeline
 from subfit.config import Recipe, resolve
 from subfit.model.dtypes import rounded, rounding_of
-from subfit.model.submodules import KINDS
 from subfit.model.threads import usable_cores
 from subfit.selector import Selector
 
 VOCABULARY = 101
+KINDS = ("attention", "ffn")  # of the sites of these models
 SMALL = {
     "hidden_size": 32,
     "intermediate_size": 48,

@@ -35,7 +35,7 @@ class CanonicalCorrelation(Scorer):
 
         def visit(site: Site, seen: Activations) -> None:
             before = seen.h.float()
-            after = before + seen.y.float()
+            after = before + seen.added.float()
             if site not in moments:
                 moments[site] = [StreamingMoments(site.width, site.width).to(calibration.device) for _ in range(2)]
             moments[site][0].update(before, after)

@@ -65,7 +65,7 @@ class Evolutionary(Selector):
 
     def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site]:
         generator = Random(self.seed or 0)
-        parts = pools(scores, self.unit)
+        parts = [part for part in pools(scores, self.unit) if part.groups or budget.goal(*part.kinds)]
         best = [frozenset(budget.fill(part.ranked(scores), part.kinds)) for part in parts]
         measured = Trials.of(calibration, self.bypass, self.windows, self.length)
         for _ in range(self.generations):

@@ -12,7 +12,8 @@ class GlobalRanking(Selector):
     """Takes the lowest-scored sites of both types in one ranking (LLM-Drop, arXiv 2406.15786).
 
     Args:
-        attention_weight, ffn_weight: factors of the scores of each type, where their scales differ.
+        attention_weight, ffn_weight: factors of the scores of each type, where their scales differ; mixers that are
+            no Attentions count as these.
 
     Raises:
         SubFitError: if a weight is not positive.
@@ -25,7 +26,7 @@ class GlobalRanking(Selector):
         self.ffn_weight = ffn_weight
 
     def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site]:
-        weights = {"attention": self.attention_weight, "ffn": self.ffn_weight}
+        weights = {"attention": self.attention_weight, "mixer": self.attention_weight, "ffn": self.ffn_weight}
         weighted = {site: score * weights[site.kind] for site, score in scores.items()}
         (pool,) = pools(scores, "any")
         return [site for group in budget.fill(pool.ranked(weighted), pool.kinds) for site in group]

@@ -67,7 +67,8 @@ class Library(Selector):
         fitted = Calibration(calibration.model, tokens[~measured], calibration.batch_size)
         options = list[Option]()
         for kind in KINDS:
-            for bypass in self.attention if kind == "attention" else self.ffn:
+            bypasses = self.ffn if kind == "ffn" else self.attention
+            for bypass in bypasses if any(site.kind == kind for site in scores) else ():
                 trials = Trials(fitted, bypass, tokens[measured, : self.length], (kind,))
                 options += self._options(kind, bypass, scores, budget, trials)
         chosen = cheapest(options, budget, self.also or {}, self.per_type)

@@ -11,9 +11,9 @@ from scipy.stats import rankdata
 
 from subfit.ablation.effects import names_of_axes
 from subfit.ablation.measures import Row, axis_label, label
-from subfit.model.submodules import KINDS
+from subfit.model.submodules import TITLES
 from subfit.tracking.drawing import LABEL, STYLE, WIDTH, emphasis, wrapped
-from subfit.tracking.plots import TITLES
+from subfit.tracking.plots import kinds_of
 
 
 @matplotlib.rc_context(STYLE)
@@ -41,11 +41,12 @@ def draw_selections(rows: list[Row], axes: Sequence[str]) -> Figure:
 def _by_depth(maps: dict[str, dict[str, float]], title: str, scale: Callable[[list[float]], ArrayLike]) -> Figure:
     """Each map of submodules to numbers as one line of a heat map over depth, for both types; `scale` to [0, 1]."""
     names = [wrapped(name, 34) for name in maps]
+    kinds = kinds_of(site for one in maps.values() for site in one)
     height = 0.45 + len(maps) * (0.1 + 0.16 * max(1 + name.count("\n") for name in names))
-    figure = Figure(figsize=(WIDTH, 0.5 + len(KINDS) * height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.5 + len(kinds) * height), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    panels = figure.subplots(len(KINDS), sharex=True)
-    for panel, kind in zip(panels, KINDS, strict=True):
+    panels = figure.subplots(len(kinds), sharex=True, squeeze=False)[:, 0]
+    for panel, kind in zip(panels, kinds, strict=True):
         lines = [scale([value for name, value in one.items() if name.startswith(f"{kind}.")]) for one in maps.values()]
         panel.imshow(np.array(lines), aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         panel.set_title(TITLES[kind], x=0, fontsize=11)

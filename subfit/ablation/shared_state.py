@@ -21,6 +21,7 @@ from subfit.evaluation.accuracy import TaskScores, average, describe_scores
 from subfit.evaluation.comparison import Comparison
 from subfit.evaluation.tasks import Task
 from subfit.evaluation.zero_shot import score_task
+from subfit.model.decoder_check import check_decoder
 from subfit.model.dtypes import describe_dtypes
 from subfit.model.finalizing import check_replaceable
 from subfit.model.replacing import Switch, turn_off
@@ -114,7 +115,9 @@ class SharedState:
         def make() -> Calibration:
             check_replaceable(model)
             cache = Cache(self._folder / calibration_digest(model, tokens, batch_size), str(model.device))
-            return Calibration(model, tokens, batch_size, cache)
+            calibration = Calibration(model, tokens, batch_size, cache)
+            check_decoder(model, calibration.sites)
+            return calibration
 
         return self._latest("calibration", (describe_tokens(tokens)["sha256"], batch_size), make)
 

@@ -12,9 +12,10 @@ from subfit.bypass import Substitute
 from subfit.config import Recipe
 from subfit.errors import SubFitError
 from subfit.fitting.budget import check_sparsity
+from subfit.model.discovery import find_sites
 from subfit.model.dtypes import compute_dtype, dtype_of
 from subfit.model.loading import device_of
-from subfit.model.submodules import KINDS, find_sites
+from subfit.model.submodules import KINDS
 from subfit.model.threads import limit_threads
 from subfit.pipeline import compress_model
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from subfit.calibration.cache import Cache
 from subfit.errors import SubFitError
 from subfit.model.activations import Activations, Branch, watch
+from subfit.model.discovery import find_sites
 from subfit.model.processes import shard_tokens
-from subfit.model.residual_stream import ResidualStream
-from subfit.model.submodules import Site, find_sites
+from subfit.model.residual_stream import ResidualStream, returned_lengths
+from subfit.model.submodules import Site
 from subfit.progress import Stage
 
 
@@ -35,6 +36,7 @@ class Calibration:
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self.sites = find_sites(model)
+        self._returns = returned_lengths(model)
         self.memory: dict[Any, Any] = {}  # what strategies computed and others may need, such as `Trials`
 
     def subset(self, windows: int, length: int) -> Tensor:
@@ -53,7 +55,7 @@ class Calibration:
 
     def stream(self) -> ResidualStream:
         """Returns the residual stream of all tokens, or of this process's share of them, before the first layer."""
-        return ResidualStream(self.model, shard_tokens(self.tokens), self.batch_size)
+        return ResidualStream(self.model, shard_tokens(self.tokens), self.batch_size, self._returns)
 
     @torch.no_grad()
     def watch_sites(

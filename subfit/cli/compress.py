@@ -90,10 +90,12 @@ def _show(record: dict[str, Any], output: str | None, has_code: bool) -> None:
     rows = [
         ("parameters", before["parameters"], after["parameters"], ",d"),
         ("KV cache, bytes per token", before["kv_bytes_per_token"], after["kv_bytes_per_token"], ",d"),
+        ("cache, bytes per sequence", *(size.get("state_bytes_per_sequence", 0) for size in (before, after)), ",d"),
         ("MFLOP per token", before["flops_per_token"] / 1e6, after["flops_per_token"] / 1e6, ",.2f"),
     ]
     if quality:
         rows.append(("perplexity", quality["reference_perplexity"], quality["perplexity"], ",.2f"))
+    rows = [row for row in rows if row[1]]  # a cache of keys and values alone has no fixed part
     cells = [(name, format(a, form), format(b, form), f"{b / a:.3f}" if a else "") for name, a, b, form in rows]
     if quality:
         cells.append(("top-1 agreement", "", f"{quality['agreement']:.1%}", ""))
@@ -120,10 +122,11 @@ def _title(record: dict[str, Any]) -> str:
 def _layers(selected: list[str]) -> str:
     """The names of submodules in short, such as `attention.3, attention.5-7, ffn.2`."""
     found = []
-    by_kind = groupby(sorted((name.split(".")[0], int(name.split(".")[1])) for name in selected), lambda site: site[0])
-    for kind, sites in by_kind:
-        runs = groupby(enumerate(layer for _, layer in sites), lambda pair: pair[1] - pair[0])
+    split = [(kind, tuple(label), int(layer)) for kind, layer, *label in (name.split(".") for name in selected)]
+    for (kind, label), sites in groupby(sorted(split), lambda site: site[:2]):
+        runs = groupby(enumerate(layer for *_, layer in sites), lambda pair: pair[1] - pair[0])
         for _, run_of in runs:
             layers = [layer for _, layer in run_of]
-            found.append(f"{kind}.{layers[0]}" + (f"-{layers[-1]}" if len(layers) > 1 else ""))
+            name = f"{kind}.{layers[0]}" + (f"-{layers[-1]}" if len(layers) > 1 else "")
+            found.append(".".join((name, *label)))
     return ", ".join(found)

@@ -19,7 +19,7 @@ from subfit.evaluation.zero_shot import score_task
 from subfit.model.digests import recorded_digests
 from subfit.model.dtypes import describe_dtypes
 from subfit.model.loading import load
-from subfit.model.sizes import kv_bytes_per_token
+from subfit.model.sizes import cache_size
 from subfit.progress import Stage
 
 SEQUENCE = 512  # tokens of a sequence by which the batch size of tasks is reckoned
@@ -66,8 +66,8 @@ def evaluate(
         `model`, `reference`, `dtypes` (of the model's weights, and of its computations), `calibration` (the tokens that a
         compressed model was calibrated on, where its folder says so), `texts` (`perplexity.measure` and `in_domain` by
         name), `tasks` (`accuracy.describe_scores` by name), `tasks_mean` (`accuracy.average`), `probes` (see
-        `probes.measure_probes`), `generations` (by prompt), `parameters`, `kv_bytes_per_token`, and `seconds` of each
-        stage. What was measured on a single text is at the top, too.
+        `probes.measure_probes`), `generations` (by prompt), `parameters`, `kv_bytes_per_token`, `state_bytes_per_sequence`,
+        and `seconds` of each stage. What was measured on a single text is at the top, too.
 
     Raises:
         SubFitError: if an argument, the model or the data cannot be used; the message says why.
@@ -128,7 +128,7 @@ def evaluate(
         "probes": probed,
         "generations": generations,
         "parameters": sum(p.numel() for p in subject.parameters()),
-        "kv_bytes_per_token": sum(kv_bytes_per_token(subject)),
+        **cache_size(subject),
         "seconds": seconds,
     }
 

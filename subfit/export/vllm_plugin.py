@@ -42,6 +42,10 @@ class CompressedSettings:
         dense = model_config.architecture.removeprefix(PREFIX)
         if dense not in ARCHITECTURES:
             raise ValueError(f"subfit: {dense} is not served by vLLM; these are: {', '.join(ARCHITECTURES)}")
+        for site in model_config.hf_config.subfit["sites"]:
+            if site["kind"] == "mixer" or site.get("coefficient", 1) != 1:
+                found = "another mixer than an Attention" if site["kind"] == "mixer" else "scaled when it is added"
+                raise ValueError(f"subfit: vLLM does not serve a model in which {site['path']} was replaced, {found}")
         if getattr(model_config.hf_config, "quantization_config", None) is not None:
             raise ValueError("subfit: vLLM does not serve a compressed model whose checkpoint was quantised")
 

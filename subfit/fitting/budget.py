@@ -8,7 +8,7 @@ from subfit.bypass import Substitute
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
 from subfit.fitting.costs import Unit, bypass_costs, check_unit, site_costs
-from subfit.model.submodules import KINDS, Kind, Site
+from subfit.model.submodules import KINDS, TITLES, Kind, Site
 
 ROUNDING = 1e-9  # relative error of a sum of savings
 
@@ -51,7 +51,7 @@ class Budget:
         return {site: gross[site] - cost for site, cost in added.items()}
 
     def goal(self, *kinds: Kind, sparsity: float | None = None, unit: Unit | None = None) -> float:
-        """Returns how much must be saved on sites of these kinds, by default both, in a unit, by default the budget's."""
+        """Returns how much must be saved on sites of these kinds, by default all, in a unit, by default the budget's."""
         share, unit = self.sparsity if sparsity is None else sparsity, unit or self.unit
         gross = site_costs(self._calibration, unit)
         totals = [sum(cost for site, cost in gross.items() if site.kind == kind) for kind in kinds or KINDS]
@@ -83,7 +83,7 @@ class Budget:
         return groups[:count]
 
     def _cannot_be_reached(self, kinds: Collection[Kind], saved: float, goal: float) -> SubFitError:
-        what = " and ".join({"attention": "Attentions", "ffn": "FeedForwards"}[kind] for kind in kinds)
+        what = " and ".join(f"{TITLES[kind]}s" for kind in kinds)
         return SubFitError(
             f"a sparsity of {self.sparsity} cannot be reached: all {what} that may be replaced save {saved:.4g} "
             f"{self.unit}, and {goal:.4g} are wanted"

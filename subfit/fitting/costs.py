@@ -83,7 +83,10 @@ def _parameters(calibration: Calibration) -> Costs:
 
 def _kv_bytes(calibration: Calibration) -> Costs:
     slots = kv_bytes_per_token(calibration.model)
-    return {site: float(slots[site.slot]) if site.kind == "attention" else 0.0 for site in calibration.sites}
+    return {
+        site: float(slots[site.slot]) if site.kind == "attention" and site.slot < len(slots) else 0.0
+        for site in calibration.sites
+    }
 
 
 def _flops(calibration: Calibration) -> Costs:

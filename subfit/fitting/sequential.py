@@ -33,8 +33,8 @@ def fit_sequential(
 
     Two streams advance side by side: h through the dense layers, and h^ through those already replaced. A bypass reads h^
     (or its norm) and is fitted to `target`: "branch", what the branch would add to h^; "dense", what it adds to h, y; or
-    "corrected", y + correction * (h - h^), which pulls the compressed stream back onto the dense one (the idea of GPTAQ's
-    asymmetric calibration, arXiv 2504.02692). What a group has in common is learned beforehand, on the dense stream.
+    "corrected", y + correction * (h - h^) / coefficient, which pulls the compressed stream back onto the dense one (the idea
+    of GPTAQ's asymmetric calibration, arXiv 2504.02692). What a group has in common is learned before, on the dense stream.
 
     Args:
         refit_kept: the ridge with which the output projections of the kept submodules behind the first replaced one are
@@ -71,6 +71,7 @@ class _SequentialFit:
         self._source_added = torch.empty(0)  # what the FeedForward has added that a later map is folded into
         self._dense = self._compressed = calibration.stream()
         self._here: list[Switch] = []  # in the current layer
+        self._stages: set[int] = set()  # of the current layer's sites that were fitted
         self.fitted: list[Switch] = []
 
     def fit_layer(self, layer: int) -> None:
@@ -78,7 +79,7 @@ class _SequentialFit:
         sites = [site for site in self._plan if site.layer == layer]
         if sites and self._compressed is self._dense:
             self._compressed = self._dense.fork()
-        self._here = []
+        self._here, self._stages = [], set()
         retrained = [site for site in sites if isinstance(self._plan[site], RetrainedLayer)]
         if retrained:
             self._retrain(retrained)
@@ -112,6 +113,7 @@ class _SequentialFit:
             statistics = self._statistics(site, substitute)
             replacement = fit_bypass(branch, substitute, statistics, self._shared.get(substitute))
         self._put(replacement)
+        self._stages.add(site.stage)
 
     def _refit(self, site: Site) -> None:
         """Refits the output projection of a kept site to what it should add to the compressed stream."""
@@ -123,6 +125,7 @@ class _SequentialFit:
             seen = self._run(self._compressed, batch, site, "y")
             collector.add(seen.hidden, self._target_of(site, batch, seen) - seen.y.float())
         self._put(refit_kept(self._calibration.branch(site), collector.compute(), self._refit_kept))
+        self._stages.add(site.stage)
 
     def _put(self, switch: Switch) -> None:
         switch.on()
@@ -144,8 +147,9 @@ class _SequentialFit:
             return seen.y
         with switched_off(self._here):
             dense = self._run(self._dense, batch, site, "y")
-        corrects = self._target == "corrected" and not (site.shares_norm and self._here)  # parallel branches: correct once
-        return dense.y.float() + self._correction * (dense.h.float() - seen.h.float()) if corrects else dense.y.float()
+        if self._target != "corrected" or site.stage in self._stages:  # of parallel branches, the first corrects
+            return dense.y.float()
+        return dense.y.float() + self._correction / site.coefficient * (dense.h.float() - seen.h.float())
 
     def _run(self, stream: ResidualStream, batch: slice, site: Site, until: Literal["x", "y"]) -> Activations:
         """Runs a batch through the current layer as far as needed to see x or y of a site."""

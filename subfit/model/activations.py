@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from subfit.errors import SubFitError
 from subfit.model.processes import unsharded
-from subfit.model.submodules import Site, decoder_layers, first_tensor
+from subfit.model.submodules import Site, decoder_layers, first_tensor, main_output
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Activations:
     Attributes:
         h: (..., d), the residual stream before the branch.
         x: (..., d), what its core reads: the normed stream, in most architectures.
-        y: (..., d), what the branch adds to the stream.
+        y: (..., d), what the branch gives, after its output norm if there is one: what a bypass is to give.
     """
 
     h: Tensor
@@ -59,6 +59,12 @@ class Activations:
         self._branch = branch
         self._arguments: Any = ((), {})
         self._hidden: Tensor | None = None
+
+    @property
+    def added(self) -> Tensor:
+        """(..., d), what the layer adds to the stream: y, or a multiple of it."""
+        coefficient = self._branch.site.coefficient
+        return self.y if coefficient == 1 else coefficient * self.y
 
     @property
     def hidden(self) -> Tensor:
@@ -103,10 +109,16 @@ class Activations:
         self.h = first_tensor(args, kwargs)
 
     def _see_output(self, leave: bool) -> Callable[..., None]:
-        def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self.y = output[0] if isinstance(output, tuple) else output
+        def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            gave = main_output(output)
+            as_it_is = gave.shape == self.x.shape
+            self.y = gave if as_it_is else gave.reshape(self.x.shape)  # some mixtures of experts give (tokens, d)
             if leave:
                 raise _Enough
+            if as_it_is and not self._branch.site.overwritten:
+                return None
+            given = self.y.clone().reshape(gave.shape)  # the layer goes on from y, which gradients then reach
+            return (given, *output[1:]) if isinstance(output, tuple) else given
 
         return see
 

@@ -148,6 +148,12 @@ def rounded(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
     return weight if dtype is None else weight.to(dtype)
 
 
+def stream_dtype(model: Any) -> torch.dtype:
+    """Returns the type of the residual stream: that of the embeddings, whatever single weights are kept in."""
+    dtype: torch.dtype = model.get_input_embeddings().weight.dtype
+    return dtype
+
+
 def placed(module: M, model: nn.Module, like: Tensor) -> M:
     """Returns a module as a part of a model: frozen, rounded to what is saved, on the device and in the type of a tensor."""
     module.to(like.device, rounding_of(model) or like.dtype)

@@ -12,7 +12,7 @@ from subfit.errors import SubFitError
 from subfit.model.modeling_subfit import FORMAT_VERSION, Shared, compressed_class, describe
 from subfit.model.portable_code import portable_source
 from subfit.model.replacing import StandIn, Switch
-from subfit.model.submodules import Site
+from subfit.model.sizes import counts_tokens
 
 
 def check_replaceable(model: Any) -> None:
@@ -24,7 +24,7 @@ def check_replaceable(model: Any) -> None:
         raise SubFitError(f"{type(model).__name__} is not a causal language model that AutoModelForCausalLM loads")
 
 
-def finalize(model: Any, switches: Sequence[Switch], sites: list[Site]) -> None:
+def finalize(model: Any, switches: Sequence[Switch]) -> None:
     """Makes the replacements in a model permanent, in place: the replaced modules are gone, and it can be saved.
 
     Modules that several bypasses share become the model's own (`model.subfit_shared`), `model.config.subfit` describes
@@ -33,7 +33,6 @@ def finalize(model: Any, switches: Sequence[Switch], sites: list[Site]) -> None:
     Args:
         model: a causal language model of transformers, with all switches on.
         switches: what was exchanged in it.
-        sites: all sites of the dense model.
     """
     placed = [switch.stand_in for switch in switches if switch.stand_in is not None]
     model.plugin_code = portable_source([its.bypass for its in placed])
@@ -41,7 +40,7 @@ def finalize(model: Any, switches: Sequence[Switch], sites: list[Site]) -> None:
     model.config.subfit = {
         "format_version": FORMAT_VERSION,
         "base_model_type": model.config.model_type,
-        "counter": _start_counter(model, placed, sites),
+        "counter": start_counter(model, placed),
         "shared": {name: describe(module, {}) for name, module in shared.items()},
         "sites": [_described(its, shared) for its in placed],
     }
@@ -54,10 +53,10 @@ def finalize(model: Any, switches: Sequence[Switch], sites: list[Site]) -> None:
 
 
 @contextmanager
-def finalized(model: Any, switches: Sequence[Switch], sites: list[Site]) -> Iterator[None]:
+def finalized(model: Any, switches: Sequence[Switch]) -> Iterator[None]:
     """Within the context, a model is as `finalize` leaves it, so that it can be saved; afterwards it is as before."""
     dense = type(model)
-    finalize(model, switches, sites)
+    finalize(model, switches)
     try:
         yield
     finally:
@@ -79,10 +78,10 @@ def _shared_modules(bypasses: list[nn.Module]) -> dict[str, nn.Module]:
     return {str(i): module for i, module in enumerate(child for child in children if uses[child] > 1)}
 
 
-def _start_counter(model: Any, placed: list[StandIn], sites: list[Site]) -> str | None:
-    """Lets a bypass count the tokens if no Attention is left that could; returns its path."""
-    attentions = [site for site in sites if site.kind == "attention"]
-    if not {its.site for its in placed}.issuperset(attentions):
+def start_counter(model: Any, placed: Sequence[StandIn]) -> str | None:
+    """Lets a bypass that stands in a model count the tokens if no Attention is left that could; returns its path."""
+    attentions = [its.site for its in placed if its.site.kind == "attention"]
+    if not attentions or counts_tokens(model):
         return None
     model.get_submodule(attentions[0].path).counts = True
     return attentions[0].path

@@ -35,10 +35,12 @@ def output_projection(model: nn.Module, site: Site) -> str:
     """Returns the path of the linear layer whose output is what `site` adds to the stream.
 
     Raises:
-        SubFitError: if there is no such layer (an output norm, experts, another kind of layer).
+        SubFitError: if there is no such layer (an output norm, experts, another kind of layer), or a coefficient.
     """
     if not ends_in_linear_layer(model, site):
         raise SubFitError(f"{site.name} does not end in a linear layer; nothing can be folded into it")
+    if site.coefficient != 1:
+        raise SubFitError(f"{site.name} is scaled by {site.coefficient:.4g} when it is added; nothing can be folded into it")
     assert site.output_projection is not None
     return site.output_projection
 

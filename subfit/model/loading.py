@@ -18,8 +18,8 @@ from subfit.model.digests import check_digests
 from subfit.model.dtypes import compute_natively, dtype_of
 from subfit.model.gguf_cache import load_gguf
 from subfit.model.modeling_subfit import NOT_DENSE, SubFitConfig, SubFitForCausalLM
+from subfit.model.recording import probe_tokens
 from subfit.model.section import check_section
-from subfit.model.submodules import probe
 from subfit.model.threads import limit_threads
 from subfit.model.weights import read_weights
 from subfit.options.reading import read_json
@@ -89,7 +89,7 @@ def _read(name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
         model = read_weights(SubFitForCausalLM.from_pretrained, name, config=config, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(name, config=config)  # else it warns of the type
     with torch.no_grad():
-        probe(model.eval())  # what is written of it may not be what its layers take
+        model.eval()(probe_tokens(model), use_cache=False)  # what is written of it may not be what its layers take
     return model, tokenizer
 
 

@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -111,7 +117,6 @@ class Shared(nn.Module):
 try:
     from transformers.cache_utils import DummyLayer as EmptySlot
 except ImportError:  # before transformers 5.23
-    from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
     class EmptySlot(LinearAttentionCacheLayerMixin):  # type: ignore[no-redef]
         """Cache slot of a layer without Attention: holds nothing.
@@ -177,18 +182,46 @@ class TokenCounter(CacheLayerMixin):
     offload = prefetch = reorder_cache = batch_repeat_interleave = batch_select_indices = _nothing_to_do
 
 
+class StatesAndCounter(LinearAttentionLayer, TokenCounter):  # type: ignore[override]
+    """Cache slot of a state-space mixer, where no Attention is left in the model: counts tokens, too."""
+
+    is_compileable = False
+
+    def __init__(self):
+        TokenCounter.__init__(self)
+        LinearAttentionLayer.__init__(self)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        LinearAttentionLayer.crop(self, tokens_to_remove)
+        TokenCounter.crop(self, tokens_to_remove)
+
+    def reset(self) -> None:
+        LinearAttentionLayer.reset(self)
+        TokenCounter.reset(self)
+
+    offload, prefetch, reorder_cache = (
+        getattr(LinearAttentionLayer, name) for name in ("offload", "prefetch", "reorder_cache")
+    )
+
+
+def first_argument(args, kwargs):
+    """Returns what a branch reads: its first argument."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 class AttentionBypass(nn.Module):
     """Stands where an Attention stood and gives its branch's input to a bypass.
 
     Args:
-        bypass: maps the branch input (batch, tokens, d) to what is added to the residual stream, of the same shape.
+        bypass: maps the branch input (batch, tokens, d) to what the branch gave, of the same shape.
         slot: the layer's index in the key-value cache.
         returns: length of the tuple that the Attention returned; 0 for a bare tensor.
         counts: whether this site keeps the count of tokens, because no Attention is left that could.
 
     A cache that was made for the dense architecture holds a slot for this layer, and transformers asks the first slot for
     the number of tokens seen. The slot is therefore exchanged on the first call, whoever made the cache: for an empty one,
-    which transformers passes over in favour of the first real Attention, or for the counter.
+    which transformers passes over in favour of the first real Attention, or for the counter. A slot that a state-space mixer
+    of the same layer shares keeps the mixer's states.
     """
 
     def __init__(self, bypass: nn.Module, slot: int, returns: int, counts: bool):
@@ -198,7 +231,8 @@ class AttentionBypass(nn.Module):
         self.returns = returns
         self.counts = counts
 
-    def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
+    def forward(self, *args, **kwargs):
+        hidden_states = first_argument(args, kwargs)
         for value in (*args, *kwargs.values()):  # architectures differ in how they name it
             if isinstance(value, Cache):
                 self.release_slot(value, hidden_states.shape[1])
@@ -207,18 +241,47 @@ class AttentionBypass(nn.Module):
 
     def release_slot(self, cache: Cache, tokens: int) -> None:
         """Exchanges this layer's slot in `cache`, and counts `tokens` where that is this site's task."""
-        kind = TokenCounter if self.counts else EmptySlot
         while len(cache.layers) <= self.slot:
             cache.layers.append(DynamicLayer())  # as a cache without a configuration grows by itself
-        slot = cache.layers[self.slot]
-        if not isinstance(slot, kind):
-            slot = cache.layers[self.slot] = kind()
+        slot: Any = cache.layers[self.slot]
+        kind: Any
+        if isinstance(slot, LinearAttentionCacheLayerMixin) and not isinstance(slot, EmptySlot):
+            kind = StatesAndCounter if self.counts else LinearAttentionLayer
+        else:
+            kind = TokenCounter if self.counts else EmptySlot
+        if type(slot) is not kind:
+            new = cache.layers[self.slot] = kind()
+            if isinstance(new, LinearAttentionLayer):
+                vars(new).update({name: value for name, value in vars(slot).items() if name in vars(new)})
+            slot = new
         if isinstance(slot, TokenCounter):
             slot.tokens += tokens
 
 
+class MixerBypass(nn.Module):
+    """Stands where a mixer stood that keeps states in the cache, and gives its branch's input to a bypass.
+
+    Its states stay empty. They are marked as there, because architectures ask the cache whether there are any.
+    """
+
+    def __init__(self, bypass: nn.Module, slot: int, returns: int):
+        super().__init__()
+        self.bypass = bypass
+        self.slot = slot
+        self.returns = returns
+
+    def forward(self, *args, **kwargs):
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Cache):
+                slot: Any = value.layers[self.slot]
+                before = slot.has_previous_state
+                slot.has_previous_state = dict.fromkeys(before, True) if isinstance(before, dict) else True
+        y = self.bypass(first_argument(args, kwargs))
+        return (y,) + (None,) * (self.returns - 1) if self.returns else y
+
+
 class FeedForwardBypass(nn.Module):
-    """Stands where a FeedForward stood whose callers expect a tuple of length `returns`."""
+    """Stands where a FeedForward stood whose callers expect a tuple, or change in place what it gives."""
 
     def __init__(self, bypass: nn.Module, returns: int):
         super().__init__()
@@ -226,14 +289,26 @@ class FeedForwardBypass(nn.Module):
         self.returns = returns
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
-        return (self.bypass(hidden_states),) + (None,) * (self.returns - 1)
+        y = self.bypass(hidden_states).contiguous()
+        return (y,) + (None,) * (self.returns - 1) if self.returns else y
+
+
+class SkippedNorm(nn.Identity):
+    """Stands where a norm stood; some layers ask its weight for the data type."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0), persistent=False)
 
 
 def stand_in(bypass: nn.Module, site: dict[str, Any], counts: bool) -> nn.Module:
     """Returns the module to put at `site["path"]`, so that `bypass` answers calls made to the branch that was there."""
     if site["kind"] == "attention":
         return AttentionBypass(bypass, site["slot"], site["returns"], counts)
-    return FeedForwardBypass(bypass, site["returns"]) if site["returns"] else bypass
+    if site["kind"] == "mixer":
+        return MixerBypass(bypass, site["slot"], site["returns"])
+    wrapped = site["returns"] or site.get("overwritten")
+    return FeedForwardBypass(bypass, site["returns"]) if wrapped else bypass
 
 
 # --- a module's structure as plain data -------------------------------------------------------------------------------
@@ -281,9 +356,13 @@ def install(model: nn.Module, subfit: dict[str, Any]) -> None:
     model.subfit_shared = nn.ModuleDict({name: build(spec, {}) for name, spec in subfit["shared"].items()})
     for site in subfit["sites"]:
         bypass = build(site["bypass"], model.subfit_shared)
-        model.set_submodule(site["path"], stand_in(bypass, site, site["path"] == subfit["counter"]))
+        standing = stand_in(bypass, site, site["path"] == subfit["counter"])
+        if site["kind"] == "mixer":  # whose buffers the model may initialise, as that of Falcon-H1 does
+            for name, buffer in model.get_submodule(site["path"]).named_buffers(recurse=False):
+                standing.register_buffer(name, buffer, persistent=False)
+        model.set_submodule(site["path"], standing)
         for norm in site["skipped_norms"]:
-            model.set_submodule(norm, nn.Identity())
+            model.set_submodule(norm, SkippedNorm())
 
 
 def check_format(subfit: dict[str, Any]) -> None:
@@ -326,6 +405,11 @@ class SubFitMixin:
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         install(self, config.subfit)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Says no, as the architecture is one of transformers: its buffers that no checkpoint has are initialised."""
+        return False
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Saves as transformers does, with this file beside the weights and marked as needed to load them.

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from subfit.errors import SubFitError
-from subfit.model.dtypes import placed
-from subfit.model.modeling_subfit import Zero, stand_in
+from subfit.model.dtypes import placed, stream_dtype
+from subfit.model.modeling_subfit import SkippedNorm, Zero, stand_in
 from subfit.model.submodules import Site, decoder_layers
 
 
@@ -90,8 +91,8 @@ class BypassReplacement(Replacement):
     Args:
         model: the model that the site is in.
         site: where to put the bypass.
-        bypass: maps what it reads to what is added to the stream; it gets the device and the data type of the branch, and
-            is rounded to what the model is saved in.
+        bypass: maps what it reads to what is added to the stream; it gets the device of the branch and the data type of
+            the stream, and is rounded to what the model is saved in.
         reads: see `Bypass.reads`.
         elsewhere: other modules to exchange with it, by path.
     """
@@ -102,13 +103,14 @@ class BypassReplacement(Replacement):
         if reads == "stream" and site.shares_norm:
             raise SubFitError(f"{site.name}: its input norm feeds another branch too, so its bypass cannot read the stream")
         self.site = site
-        weight = next(model.get_submodule(site.path).parameters())
-        self.bypass = placed(bypass, model, weight)
+        device = next(model.get_submodule(site.path).parameters()).device
+        like = torch.empty(0, dtype=stream_dtype(model), device=device)
+        self.bypass = placed(bypass, model, like)
         skips_input_norm = reads != "input" and not site.shares_norm
         skipped = (site.input_norm if skips_input_norm else None, site.output_norm)
         self.stand_in = StandIn(site, self.bypass, tuple(norm for norm in skipped if norm is not None))
         new = {site.path: stand_in(self.bypass, site.as_dict(), counts=False)}
-        new.update({norm: nn.Identity() for norm in self.stand_in.skipped_norms})
+        new.update({norm: placed(SkippedNorm(), model, like) for norm in self.stand_in.skipped_norms})
         self._leaving = [model.get_submodule(path) for path in new]
         new.update(elsewhere or {})
         super().__init__(model, new, {path: model.get_submodule(path) for path in new})

@@ -9,30 +9,62 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from subfit.errors import SubFitError
-from subfit.model.submodules import decoder_layers
+from subfit.model.recording import probe_tokens
+from subfit.model.submodules import decoder_layers, main_output
 
 
 class _PassThrough(nn.Module):
-    """Stands where a decoder layer stands and records its arguments; gives on the stream as it is, or another one."""
+    """Stands where a decoder layer stands and records its arguments; gives on the stream as it is, or another one.
+
+    Args:
+        layer: the decoder layer.
+        returns: length of the tuple that it returns; 0 for a bare tensor.
+        instead: what is given on instead of the stream.
+    """
 
     stream: torch.Tensor
     arguments: Any
 
-    def __init__(self, layer: nn.Module, instead: torch.Tensor | None = None):
+    def __init__(self, layer: nn.Module, returns: int, instead: torch.Tensor | None = None):
         super().__init__()
+        self.returns = returns
         self.instead = instead
         for name, value in vars(layer).items():  # plain attributes that the model reads from its layers
             if not name.startswith("_") and name != "training":
                 setattr(self, name, value)
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.stream, self.arguments = hidden_states, (args, kwargs)
-        return hidden_states if self.instead is None else self.instead
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            self.stream, *others = args
+        else:  # by name
+            name, self.stream = next(iter(kwargs.items()))
+            others, kwargs = [], {key: value for key, value in kwargs.items() if key != name}
+        self.arguments = tuple(others), kwargs
+        given = self.stream if self.instead is None else self.instead
+        return (given,) + (None,) * (self.returns - 1) if self.returns else given
 
 
 def _first(value: Any, count: int, size: int) -> Any:
     """The part of a layer's argument that belongs to the first `count` windows of a batch of `size`."""
     return value[:count] if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == size else value
+
+
+@torch.no_grad()
+def returned_lengths(model: Any) -> list[int]:
+    """Returns the length of the tuple that each layer returns; 0 for a bare tensor."""
+    _, layers = decoder_layers(model)
+    lengths = dict.fromkeys(layers, 0)
+
+    def see(layer: nn.Module, args: Any, output: Any) -> None:
+        lengths[layer] = len(output) if isinstance(output, tuple) else 0
+
+    hooks = [layer.register_forward_hook(see) for layer in layers]
+    try:
+        model.base_model(probe_tokens(model), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(lengths.values())
 
 
 class ResidualStream:
@@ -46,16 +78,18 @@ class ResidualStream:
         model: a causal language model, in evaluation mode.
         tokens: (windows, length), token ids; packed, without padding.
         batch_size: windows run at once.
+        returns: see `returned_lengths`, by which it is found if not given.
     """
 
-    def __init__(self, model: Any, tokens: torch.Tensor, batch_size: int):
+    def __init__(self, model: Any, tokens: torch.Tensor, batch_size: int, returns: list[int] | None = None):
         self.model = model
         self.tokens = tokens.to(next(model.parameters()).device)
         self._root, self.layers = decoder_layers(model)
         self.position = 0
         self.batches = [slice(i, min(i + batch_size, len(tokens))) for i in range(0, len(tokens), batch_size)]
         self._arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
-        with self._standing_in([_PassThrough(layer) for layer in self.layers]) as recorders:
+        self._returns = returns or returned_lengths(model)
+        with self._standing_in() as recorders:
             for batch in self.batches:
                 model.base_model(self.tokens[batch], use_cache=False)  # without the head
                 stream = recorders[0].stream
@@ -65,8 +99,9 @@ class ResidualStream:
                 self._arguments.setdefault(len(stream), [recorder.arguments for recorder in recorders])
 
     @contextmanager
-    def _standing_in(self, modules: list[_PassThrough]) -> Iterator[list[_PassThrough]]:
-        """Within the context, other modules stand in the places of the model's layers."""
+    def _standing_in(self, instead: torch.Tensor | None = None) -> Iterator[list[_PassThrough]]:
+        """Within the context, other modules stand in the places of the model's layers, and give on a stream."""
+        modules = [_PassThrough(layer, n, instead) for layer, n in zip(self.layers, self._returns, strict=True)]
         self.model.set_submodule(self._root, nn.ModuleList(modules))
         try:
             yield modules
@@ -89,13 +124,12 @@ class ResidualStream:
         args, kwargs = self._arguments[size][self.position]
         if size != len(windows):
             args, kwargs = tree_map(lambda value: _first(value, len(windows), size), (args, kwargs))
-        output = layer(windows, *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        return main_output(layer(windows, *args, **kwargs))
 
     def logits(self, batch: slice) -> torch.Tensor:
         """Returns what the model's head makes of the stream after the last layer, (batch, length, vocabulary)."""
         assert self.position == len(self.layers)
-        with self._standing_in([_PassThrough(layer, self.hidden[batch]) for layer in self.layers]):
+        with self._standing_in(self.hidden[batch]):
             return self.model(self.tokens[batch], use_cache=False).logits
 
     def step(self) -> None:

@@ -7,12 +7,14 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from transformers.cache_utils import CacheLayerMixin, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from subfit.errors import SubFitError
 from subfit.model import modeling_subfit
-from subfit.model.submodules import Site, decoder_layers
+from subfit.model.modeling_subfit import EmptySlot  # type: ignore[attr-defined]
+from subfit.model.submodules import Site, decoder_layers, slot_of
 from subfit.options.typed import shown, typed_arguments
 
 PLACE = "config.json: subfit"
@@ -60,7 +62,6 @@ def check_section(content: Mapping[str, Any], plugin_code: bool) -> None:
     section = Section(**typed_arguments(Section, given, PLACE, _no_strategy))
     dense = _dense(section.base_model_type, content)
     shared = {name: _built(spec, {}, f"{PLACE}.shared.{name}", plugin_code) for name, spec in section.shared.items()}
-    _, layers = decoder_layers(dense)
     for number, site in enumerate(section.sites):
         place = f"{PLACE}.sites[{number}]"
         _check_site(site, dense, place)
@@ -68,7 +69,8 @@ def check_section(content: Mapping[str, Any], plugin_code: bool) -> None:
             raise SubFitError(f"{place}.path is {site.path!r}, which another site has, too")
         _check_bypass(_built(site.bypass, shared, f"{place}.bypass", plugin_code), site.width, f"{place}.bypass")
     attentions = [site.path for site in section.sites if site.kind == "attention"]
-    counters = attentions if len(attentions) == len(layers) else [None]  # needed where no Attention counts the tokens
+    kept = _caching_layers(dense) - {site.slot for site in section.sites if site.kind == "attention"}
+    counters = [None, *attentions] if kept or not attentions else attentions  # needed where no Attention counts tokens
     if section.counter not in counters:
         raise SubFitError(f"{PLACE}.counter is {section.counter!r}; it must be {counters[0]!r}")
 
@@ -85,9 +87,15 @@ def _dense(model_type: str, content: Mapping[str, Any]) -> Any:
     except KeyError:
         none = "which transformers has no causal language model of"
         raise SubFitError(f"{PLACE}.base_model_type is {model_type!r}, {none}") from None
-    config = known.from_dict({**content, "model_type": model_type})
+    config = known.from_dict(known._decode_special_floats({**content, "model_type": model_type}))  # such as infinity
     with torch.device("meta"):
         return dense._from_config(config)
+
+
+def _caching_layers(dense: Any) -> set[int]:
+    """The slots for keys and values in the cache that transformers makes for a dense model."""
+    slots = DynamicCache(config=dense.config.get_text_config()).layers
+    return {i for i, slot in enumerate(slots) if isinstance(slot, CacheLayerMixin) and not isinstance(slot, EmptySlot)}
 
 
 def _check_site(site: SiteEntry, dense: Any, place: str) -> None:
@@ -106,7 +114,7 @@ def _check_site(site: SiteEntry, dense: Any, place: str) -> None:
         raise SubFitError(f"{place}.kind is {site.kind!r}, but {site.path} is a {type(core).__name__}")
     if not 0 <= site.returns <= MOST_RETURNED:
         raise SubFitError(f"{place}.returns is {site.returns}; it must be from 0 to {MOST_RETURNED}")
-    slot = getattr(core, "layer_idx", site.layer)
+    slot = slot_of(core, site.layer)
     width = dense.config.get_text_config().hidden_size
     for name, found, wanted in (("slot", site.slot, slot), ("width", site.width, width)):
         if found != wanted:

@@ -3,15 +3,18 @@
 import gc
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from subfit.model.dtypes import saved_share
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes to stderr when it starts and stops
+LENGTHS = (2, 4)  # of the sequences that a cache is read off; below any sliding window
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -20,12 +23,11 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def footprint(model: nn.Module) -> dict[str, int]:
-    """Returns a model's `parameters`, their `weight_bytes`, and the `kv_bytes_per_token` of one sequence; in the type that
-    its weights are saved in."""
+    """Returns a model's `parameters`, their `weight_bytes`, and its `cache_size`; in the type of its saved weights."""
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "weight_bytes": int(weight_bytes(model) * saved_share(model)),
-        "kv_bytes_per_token": sum(kv_bytes_per_token(model)),
+        **cache_size(model),
     }
 
 
@@ -46,8 +48,14 @@ def step_bytes(model: nn.Module, batch_size: int) -> int:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Returns the bytes of the keys and values that a cache of transformers holds."""
-    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
+    """Returns the bytes of keys, values and states that a cache of transformers holds."""
+    return sum(slot_bytes(slot) for slot in cache.layers)
+
+
+def slot_bytes(slot: Any) -> int:
+    """Returns the bytes of keys, values and states that one slot of a cache holds."""
+    values = [v for value in vars(slot).values() for v in (value.values() if isinstance(value, dict) else [value])]
+    tensors = [v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point()]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -77,15 +85,59 @@ def peak_bytes(model: nn.Module, run: Callable[[], Any]) -> int:
     return weight_bytes(model) + most
 
 
-@torch.no_grad()
-def kv_bytes_per_token(model: Any) -> list[int]:
-    """Returns the bytes that each layer of a model adds to the key-value cache for each token, read off a real cache.
+@dataclass(frozen=True)
+class SlotSize:
+    """What one slot of a cache holds of one sequence, in bytes of the type of the saved weights.
 
-    They are those in the type of the saved weights, where the model computes in a wider one.
+    Attributes:
+        per_token: what each token adds, such as keys and values.
+        per_sequence: the rest, such as states of convolutions, state-space models and linear attention.
     """
-    length = 4
-    tokens = torch.zeros((1, length), dtype=torch.long, device=next(model.parameters()).device)
-    cache = model(tokens, use_cache=True).past_key_values
-    held = [[t for t in (layer.keys, layer.values) if t is not None] for layer in cache.layers]
+
+    per_token: int
+    per_sequence: int
+
+
+def slot_sizes(model: Any) -> list[SlotSize]:
+    """Returns what each slot of a model's cache holds, read off real caches of two lengths; nothing if it has no cache."""
+    (short, few), (long, many) = ((length, _held(model, length)) for length in LENGTHS)
     share = saved_share(model)
-    return [int(sum(t.numel() * t.element_size() for t in tensors) * share) // length for tensors in held]
+    sizes = []
+    for a, b in zip(few, many, strict=True):
+        per_token = (b - a) // (long - short)
+        sizes.append(SlotSize(int(per_token * share), int((a - short * per_token) * share)))
+    return sizes
+
+
+def kv_bytes_per_token(model: Any) -> list[int]:
+    """Returns the bytes that each slot of a model's cache grows by with each token; see `SlotSize`."""
+    return [size.per_token for size in slot_sizes(model)]
+
+
+def cache_size(model: Any) -> dict[str, int]:
+    """Returns `kv_bytes_per_token` and `state_bytes_per_sequence` of all slots of a model's cache together."""
+    sizes = slot_sizes(model)
+    return {
+        "kv_bytes_per_token": sum(size.per_token for size in sizes),
+        "state_bytes_per_sequence": sum(size.per_sequence for size in sizes),
+    }
+
+
+def counts_tokens(model: Any) -> bool:
+    """Whether a slot of a model's cache can tell how many tokens it has seen."""
+    short, _ = LENGTHS
+    slots = _cache(model, short)
+    return any(slot.get_seq_length() == short for slot in slots if isinstance(slot, CacheLayerMixin))
+
+
+def _held(model: Any, length: int) -> list[int]:
+    """The bytes that each slot of the cache holds after some tokens."""
+    return [slot_bytes(slot) for slot in _cache(model, length)]
+
+
+@torch.no_grad()
+def _cache(model: Any, length: int) -> list[Any]:
+    """The slots of the cache that a model makes of some tokens."""
+    tokens = torch.zeros((1, length), dtype=torch.long, device=next(model.parameters()).device)
+    output = model(tokens, use_cache=True)
+    return next((value.layers for value in output.values() if isinstance(value, Cache)), [])

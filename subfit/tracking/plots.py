@@ -1,5 +1,6 @@
 """Pictures: the score of every submodule by depth and type, and the speed of a compressed model."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,20 +8,20 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from subfit.model.submodules import KINDS
+from subfit.model.submodules import KINDS, TITLES
 from subfit.tracking.drawing import DARK, DPI, LABEL, OURS, STYLE, WIDTH, margins, plain_logarithms
 
-TITLES = {"attention": "Attention", "ffn": "FeedForward"}
 KEPT = "#c3c9d2"
 
 
 @matplotlib.rc_context(STYLE)
 def draw_scores(record: dict[str, Any], path: Path) -> None:
     """Writes the picture of `record["scores"]` and `record["selected"]` to an image file."""
-    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
-    panels = figure.subplots(len(KINDS), sharex=True)
+    kinds = kinds_of(record["scores"])
+    figure = Figure(figsize=(WIDTH, 2.6 * len(kinds)), layout="constrained")
+    panels = figure.subplots(len(kinds), sharex=True, squeeze=False)[:, 0]
     selected = set(record["selected"])
-    for panel, kind in zip(panels, KINDS, strict=True):
+    for panel, kind in zip(panels, kinds, strict=True):
         scores = {name: score for name, score in record["scores"].items() if name.startswith(f"{kind}.")}
         colours = [OURS["subfit"] if name in selected else KEPT for name in scores]
         panel.bar([int(name.split(".")[1]) for name in scores], list(scores.values()), color=colours)
@@ -33,6 +34,12 @@ def draw_scores(record: dict[str, Any], path: Path) -> None:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[-1].set_xlabel("layer")
     figure.savefig(path, dpi=DPI)
+
+
+def kinds_of(sites: Iterable[str]) -> list[str]:
+    """Returns the types of some submodules, given by name, in their usual order."""
+    found = {name.partition(".")[0] for name in sites}
+    return [kind for kind in KINDS if kind in found]
 
 
 @matplotlib.rc_context(STYLE)

@@ -70,6 +70,6 @@ def site_rows(record: dict[str, Any]) -> Sequence[tuple[Any, ...]]:
     explained = record["explained_variance"]
     rows = []
     for name, score in record["scores"].items():
-        kind, layer = name.split(".")
+        kind, layer, *_ = name.split(".")
         rows.append((name, kind, int(layer), score, name in record["selected"], explained.get(name)))
     return rows

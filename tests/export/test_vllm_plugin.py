@@ -35,6 +35,10 @@ def saved(tmp_path_factory):
     return found
 
 
+def replaced(**changes):
+    return {"subfit": {"sites": [{"kind": "attention", "path": "model.layers.0.self_attn", **changes}]}}
+
+
 def model_settings(config, **changes):
     config = copy.deepcopy(config)
     config.update(changes)
@@ -61,6 +65,12 @@ def test_a_compressed_configuration_is_its_dense_one_with_another_architecture(s
     [
         ("gpt_neox", {}, "subfit: GPTNeoXForCausalLM is not served by vLLM; these are: "),
         ("llama", {"quantization_config": {"quant_method": "awq"}}, "subfit: vLLM does not serve .* was quantised"),
+        (
+            "llama",
+            replaced(kind="mixer"),
+            "subfit: .* model.layers.0.self_attn was replaced, another mixer than an Attention",
+        ),
+        ("llama", replaced(coefficient=0.3), "subfit: .* model.layers.0.self_attn was replaced, scaled when it is added"),
         ("llama", {"subfit": {"format_version": 99}}, "written by a newer subfit"),
     ],
 )

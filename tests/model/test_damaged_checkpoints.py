@@ -103,7 +103,7 @@ SECTION = {
     ),
     "base of another": (lambda c: c["subfit"].update(base_model_type="phi"), ""),
     "counter": (lambda c: c["subfit"].update(counter="model"), "subfit.counter is 'model'; it must be None"),
-    "kind": (lambda c: replaced(c).update(kind="ffm"), "sites[0].kind is 'ffm'; it must be attention or ffn"),
+    "kind": (lambda c: replaced(c).update(kind="ffm"), "sites[0].kind is 'ffm'; it must be attention or mixer or ffn"),
     "other kind": (lambda c: replaced(c).update(kind=other(c)["kind"]), "sites[0].kind is"),
     "layer": (lambda c: replaced(c).update(layer=99), "sites[0].layer is 99; it must be from 0 to 3"),
     "negative layer": (lambda c: replaced(c).update(layer=-1), "sites[0].layer is -1; it must be from 0 to 3"),

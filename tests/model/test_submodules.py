@@ -1,11 +1,16 @@
 import pytest
 import torch
-from conftest import FAMILIES, SMALL, tiny_model, tiny_tokens
+from conftest import FAMILIES, MIXED, SMALL, tiny_model, tiny_tokens
 from transformers import AutoModelForCausalLM, GraniteConfig, OPTConfig
 
 from subfit.errors import SubFitError
 from subfit.model.activations import watch
-from subfit.model.submodules import find_sites
+from subfit.model.decoder_check import check_decoder
+from subfit.model.discovery import find_sites
+
+GEMMA4 = {"head_dim": 8, "global_head_dim": 8, "vocab_size_per_layer_input": 101, "hidden_size_per_layer_input": 0,
+          "num_kv_shared_layers": 0, **MIXED}  # fmt: skip
+FALCON = {"num_kv_heads": 2, "ffn_hidden_size": 48, "num_key_value_heads": 2}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -61,19 +66,57 @@ def test_watching_can_stop_early():
     assert not ran and not hasattr(seen, "y")
 
 
-def test_a_scaled_branch_is_refused():
+@pytest.mark.parametrize("multiplier", [0.3, 2.0])
+def test_the_coefficient_of_a_branch_is_found(multiplier):
     small = {k: v for k, v in SMALL.items() if k != "max_position_embeddings"}
-    model = AutoModelForCausalLM.from_config(GraniteConfig(**small, residual_multiplier=0.3)).eval()
-    with pytest.raises(SubFitError, match="layer 0 of GraniteForCausalLM does not add its branches"):
-        find_sites(model)
+    model = AutoModelForCausalLM.from_config(GraniteConfig(**small, residual_multiplier=multiplier)).eval()
+    assert [site.coefficient for site in find_sites(model)] == pytest.approx([multiplier] * 8, rel=1e-6)
 
 
-def test_a_layer_without_a_feed_forward_module_is_refused():
+@torch.no_grad()
+def test_a_layer_that_scales_its_whole_output_adds_its_branches_as_they_are():
+    model, tokens = tiny_model("gemma4_text", **GEMMA4), tiny_tokens(2)
+    for layer in model.model.layers:
+        layer.layer_scalar.fill_(0.4)  # as in real checkpoints; random initialisation leaves it at 1
+    first, second, third = find_sites(model)[:3]
+    assert (first.coefficient, second.coefficient) == (1, 1)
+    with watch(model, first) as a, watch(model, second) as b, watch(model, third) as after:
+        model(tokens)
+    torch.testing.assert_close(b.h, a.h + a.added)
+    torch.testing.assert_close(after.h, 0.4 * (b.h + b.added))
+
+
+def test_an_attention_whose_keys_and_values_others_use_is_kept_with_a_line(caplog):
+    model = tiny_model("gemma4_text", **GEMMA4 | {"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8})
+    names = [site.name for site in find_sites(model)]
+    assert names == ["ffn.0", "ffn.1", "attention.2", "ffn.2", "attention.3", "ffn.3"]
+    (line,) = caplog.messages
+    assert line.endswith("give values to later layers, too: model.layers.0.self_attn, model.layers.1.self_attn")
+    with pytest.raises(SubFitError, match="run layer by layer, it .*: values flow beside the stream"):
+        check_decoder(model, find_sites(model))
+
+
+@torch.no_grad()
+def test_what_a_layer_changes_in_place_is_seen_as_the_core_gave_it():
+    model, tokens = tiny_model("falcon", **FALCON), tiny_tokens(2)
+    attention, ffn, following = find_sites(model)[:3]
+    assert ffn.overwritten and not attention.overwritten
+    expected = model(tokens).logits
+    with watch(model, attention) as a, watch(model, ffn) as b, watch(model, following) as after:
+        assert torch.equal(model(tokens).logits, expected)
+    torch.testing.assert_close(after.h, a.h + a.y + b.y)
+
+
+def test_a_branch_that_is_no_module_stays():
     model = AutoModelForCausalLM.from_config(
         OPTConfig(hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4)
     )
-    with pytest.raises(SubFitError, match="not one Attention and one FeedForward.*fc1"):
-        find_sites(model.eval())
+    assert [site.name for site in find_sites(model.eval())] == ["attention.0", "attention.1"]
+
+
+def test_what_adds_the_stream_within_its_modules_is_refused():
+    with pytest.raises(SubFitError, match="layer 0 of BloomForCausalLM does not give the stream .*self_attention"):
+        find_sites(tiny_model("bloom", n_layer=2, n_head=4))
 
 
 def test_a_model_without_layers_is_refused():

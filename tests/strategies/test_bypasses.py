@@ -13,7 +13,7 @@ from pairs import D, fitted, pairs
 
 from subfit import registry
 from subfit.errors import SubFitError
-from subfit.model.submodules import find_sites
+from subfit.model.discovery import find_sites
 from subfit.pipeline import compress_model
 
 

@@ -11,7 +11,7 @@ from subfit.errors import SubFitError
 from subfit.fitting.one_shot import fit_one_shot
 from subfit.fitting.regression import centre
 from subfit.model.activations import Branch
-from subfit.model.submodules import find_sites
+from subfit.model.discovery import find_sites
 from subfit.pipeline import compress_model
 from subfit.strategies.bypasses.kept_neurons import KeptNeurons, hidden_layers, low_rank_beside
 

@@ -5,7 +5,7 @@ import numpy as np
 import pairs
 import pytest
 import torch
-from conftest import Given, recipe, tiny_model, tiny_tokens
+from conftest import KINDS, Given, recipe, tiny_model, tiny_tokens
 
 from subfit import registry
 from subfit.calibration.capture import Calibration
@@ -14,7 +14,6 @@ from subfit.fitting.budget import Budget
 from subfit.fitting.costs import UNITS, site_costs
 from subfit.fitting.trials import Trials
 from subfit.model.residual_stream import ResidualStream
-from subfit.model.submodules import KINDS
 from subfit.pipeline import compress_model
 
 TRIAL = {"windows": 4, "length": 16}
