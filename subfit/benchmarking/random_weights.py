@@ -13,6 +13,7 @@ from subfit.config import Recipe
 from subfit.errors import SubFitError
 from subfit.fitting.budget import check_sparsity
 from subfit.model.dtypes import compute_dtype, dtype_of
+from subfit.model.hub_access import check_reachable
 from subfit.model.loading import device_of
 from subfit.model.submodules import KINDS, find_sites
 from subfit.model.threads import limit_threads
@@ -52,6 +53,7 @@ def random_models(
     limit_threads()
     torch.manual_seed(seed)
     try:
+        check_reachable(name)
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         wanted = compute_dtype(config.dtype or torch.float32, target) if wanted == "auto" else wanted
         with target:

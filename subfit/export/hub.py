@@ -3,14 +3,13 @@
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 
 from subfit.errors import SubFitError
 from subfit.model.checkpoint import card
+from subfit.model.hub_access import HTTP_ERROR
 from subfit.model.loading import is_compressed
 from subfit.tracking.records import read_record
-
-HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]  # of the HTTP client, which depends on the version
 
 
 def push(folder: str, repository: str, private: bool = False) -> str:

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from subfit.errors import SubFitError, missing
+from subfit.errors import SubFitError
 from subfit.model.digests import check_digests
 from subfit.model.dtypes import compute_natively, dtype_of
 from subfit.model.gguf_cache import load_gguf
+from subfit.model.hub_access import check_reachable
 from subfit.model.modeling_subfit import NOT_DENSE, SubFitConfig, SubFitForCausalLM
 from subfit.model.section import check_section
 from subfit.model.submodules import probe
@@ -102,10 +101,7 @@ def _check_name(name: str) -> None:
         return
     if path.exists():
         raise SubFitError("it is a file; a model is a folder, a .gguf file or a name on the hub")
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        raise SubFitError(f"the folder {missing(name)}") from None
+    check_reachable(name)
 
 
 @contextmanager
