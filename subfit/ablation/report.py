@@ -63,11 +63,18 @@ def report(folders: list[str], output: str) -> Path:
 
 
 def _read(folders: list[str]) -> list[Row]:
-    """The rows of all folders; of more than one, with an axis that tells the folders apart."""
-    rows = [(Path(name).name, row) for name in folders for row in read_rows(Path(name)).values()]
-    if len(folders) == 1:
-        return [row for _, row in rows]
-    return [{**row, "values": {"study": study, **row["values"]}} for study, row in rows]
+    """The rows of all folders; of more than one, with an axis that tells the folders apart.
+
+    A folder that is named twice is read once: its rows are no replicates of themselves.
+    """
+    different = {Path(name).resolve(): name for name in reversed(folders)}
+    named = {path.name for path in different}
+    rows = []
+    for path, name in reversed(different.items()):
+        study = path.name if len(named) == len(different) else name
+        found = read_rows(Path(name)).values()
+        rows += found if len(different) == 1 else [{**row, "values": {"study": study, **row["values"]}} for row in found]
+    return rows
 
 
 def _figures(rows: list[Row], axes: list[str]) -> dict[str, Figure]:

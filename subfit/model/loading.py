@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, summary
 from subfit.model.digests import check_digests
 from subfit.model.dtypes import compute_natively, dtype_of
 from subfit.model.gguf_cache import load_gguf
@@ -110,7 +110,7 @@ def _errors_of(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "").strip()
+        reason = summary(error)
         if isinstance(error, OSError) and not Path(name).exists():
             reason = f"there is no such folder, and of the hub: {reason}"
         elif not isinstance(error, SubFitError | OSError | ValueError | RuntimeError):
@@ -126,8 +126,8 @@ def device_of(name: str) -> torch.device:
     """
     if name != "auto":
         try:
-            torch.empty(0, device=name)
-        except (AssertionError, NotImplementedError, RuntimeError) as error:  # AssertionError: torch was built without it
+            torch.zeros(1, device=name).item()  # which the device `meta` does not compute
+        except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:  # AssertionError: not built for it
             raise SubFitError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
         return torch.device(name)
     own = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes on a machine, each has a device of its own

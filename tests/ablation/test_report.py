@@ -70,6 +70,9 @@ def test_many_folders_are_told_apart_and_one_cell_is_enough(tmp_path):
     text = report([one, two], str(tmp_path)).read_text()
     assert "study" in text and "one, two" in text
     assert report([one], one).exists()
+    assert "seeds" not in report([one, one + "/"], one).with_name("table.md").read_text()  # no replicates of themselves
+    same = write(tmp_path / "deeper" / "one", [row(0, ratio=1.3)])
+    assert f"| {same} |" in report([one, same], one).with_name("table.md").read_text()
 
 
 @pytest.mark.parametrize("lost", [float("inf"), float("nan")])
