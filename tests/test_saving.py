@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from subfit import api
+from subfit import api, pipeline
 from subfit.cli.main import main
 from subfit.finetuning.distillation import Distillation
 from subfit.model.loading import load
+from subfit.tracking.provenance import processor
 
 TUNED = ["--finetune.trainer.max_steps", "4", "--finetune.trainer.val_check_interval", "2"]
 
@@ -60,7 +61,12 @@ def test_an_interrupted_fine_tuning_leaves_the_closed_form_result_and_goes_on(co
     changed = {**record, "configuration": {**record["configuration"], "seed": 1}}
     (tmp_path / "other" / "compression.json").write_text(json.dumps(changed))
     assert main([*common, *TUNED, "--output", "other", "--resume", "out.run/last.ckpt"]) == 2  # another run's result
+    monkeypatch.setattr(pipeline, "processor", lambda: "Fast 9000")
+    capsys.readouterr()
     assert main([*common, *TUNED, "--output", "out", "--resume", "out.run/last.ckpt"]) == 0
+    assert f"resume: on another kind of processor, numbers may differ in their last digits: {processor()}; Fast" in (
+        capsys.readouterr().err
+    )
     assert equal(weights("whole"), weights("out"))
     load("out", verify=True)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

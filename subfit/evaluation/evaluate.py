@@ -20,11 +20,13 @@ from subfit.model.digests import recorded_digests
 from subfit.model.dtypes import describe_dtypes
 from subfit.model.loading import load
 from subfit.model.sizes import kv_bytes_per_token
+from subfit.options.checked import checked
 from subfit.progress import Stage
 
 SEQUENCE = 512  # tokens of a sequence by which the batch size of tasks is reckoned
 
 
+@checked
 def evaluate(
     model: str,
     *,

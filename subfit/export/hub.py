@@ -9,9 +9,11 @@ from subfit.errors import SubFitError
 from subfit.model.checkpoint import card
 from subfit.model.hub_access import HTTP_ERROR
 from subfit.model.loading import is_compressed
+from subfit.options.checked import checked
 from subfit.tracking.records import read_record
 
 
+@checked
 def push(folder: str, repository: str, private: bool = False) -> str:
     """Uploads a compressed model, with its record and a model card of its results, in one commit.
 

