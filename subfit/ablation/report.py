@@ -15,7 +15,7 @@ from subfit.ablation.measures import Row, cache_left, grouped, is_finite, label,
 from subfit.ablation.replicates import merge_seeds
 from subfit.ablation.rows import read_rows, write_text
 from subfit.ablation.table import Column, columns_of, markdown, notes
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, missing
 from subfit.tracking.atomic import whole_file
 from subfit.tracking.drawing import DPI
 from subfit.tracking.provenance import differing
@@ -44,7 +44,7 @@ def report(folders: list[str], output: str) -> Path:
         The path of the page.
 
     Raises:
-        SubFitError: if a folder holds no finished cell, or the page cannot be written.
+        SubFitError: if a folder is missing or holds no finished cell, or the page cannot be written.
     """
     rows = _read(folders)
     done = [row for row in rows if row["status"] == "done" and row["texts"]]
@@ -68,6 +68,9 @@ def _read(folders: list[str]) -> list[Row]:
 
     A folder that is named twice is read once: its rows are no replicates of themselves.
     """
+    for name in folders:
+        if not Path(name).is_dir():
+            raise SubFitError(f"the folder {missing(name)}")
     different = {Path(name).resolve(): name for name in reversed(folders)}
     named = {path.name for path in different}
     rows = list[Row]()

@@ -36,13 +36,13 @@ def text_files(paths: Iterable[str], named_in: Sequence[str] = ()) -> list[str]:
 
 @contextmanager
 def opened(name: str) -> Iterator[TextIO]:
-    """Opens a text file to read it, as UTF-8.
+    """Opens a text file to read it, as UTF-8, with or without the mark that some editors begin it with.
 
     Raises:
         SubFitError: if it cannot be read.
     """
     try:
-        with open(name, encoding="utf-8") as file:
+        with open(name, encoding="utf-8-sig") as file:
             yield file
     except UnicodeDecodeError as error:
         raise SubFitError(f"text file {name} is not UTF-8: {error}") from error

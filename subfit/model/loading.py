@@ -132,8 +132,9 @@ def device_of(name: str) -> torch.device:
         except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:  # AssertionError: not built for it
             raise SubFitError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
         return torch.device(name)
-    own = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes on a machine, each has a device of its own
-    return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # each process on a machine has its own
 
 
 def is_compressed(name: str) -> bool:

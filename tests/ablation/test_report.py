@@ -89,6 +89,8 @@ def test_a_lost_model_is_in_the_table_but_not_in_the_pictures(tmp_path, lost):
 def test_nothing_to_report_is_one_line(tmp_path):
     with pytest.raises(SubFitError, match="no finished cell"):
         report([str(tmp_path)], str(tmp_path / "page"))
+    with pytest.raises(SubFitError, match="the folder .*gone does not exist"):
+        report([str(tmp_path / "gone")], str(tmp_path / "page"))
     with pytest.raises(SubFitError, match="no finished cell"):
         report([write(tmp_path / "failed", [row(0, status="failed")])], str(tmp_path / "page"))
 
