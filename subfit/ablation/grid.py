@@ -12,7 +12,7 @@ from subfit.calibration.settings import EvaluationData
 from subfit.config import Options, configuration, resolve
 from subfit.errors import SubFitError, missing
 from subfit.options.reading import read_mapping
-from subfit.options.typed import shown, typed
+from subfit.options.typed import typed
 
 KEYS = ("base", "options", "axes", "zip", "cells", "exclude", "texts", "tasks", "limit")
 
@@ -127,8 +127,6 @@ def _read(path: str) -> dict[str, Any]:
     for key in content:
         if key not in KEYS:
             raise SubFitError(f"{path}: unknown key {key!r}; a grid has {', '.join(KEYS)}")
-    if not isinstance(content.get("options", {}), dict):
-        raise SubFitError(f"{path}: options is {shown(content['options'])}; it must be a mapping")
     return content
 
 
