@@ -61,8 +61,8 @@ def test_arguments_of_the_other_functions_are_checked_as_options_are(model_folde
     named = subfit.evaluate(model_folder, data={"text": text})
     assert named["texts"] == subfit.evaluate(model, data=EvaluationData(path=str(text_file), windows=1, length=16))["texts"]
     for given, message in (
-        ({"data": "text.txt"}, "data is 'text.txt'; it must be a mapping of source, path, "),
-        ({"data": {"text": 5}}, "data: unknown option 'text'"),
+        ({"data": "text.txt"}, "data is 'text.txt'; it must be a mapping or a mapping of source, path, "),
+        ({"data": {"text": 5}}, "data.text is 5; it must be a mapping of source, path, "),
         ({"data": text, "seed": 1.5}, "seed is 1.5; it must be a whole number"),
         ({"data": text, "batch_size": "4"}, "batch_size is '4'; it must be a whole number"),
         ({"prompts": [5]}, r"prompts\[0\] is 5; it must be a string"),

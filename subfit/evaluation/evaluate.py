@@ -31,7 +31,7 @@ def evaluate(
     model: str,
     *,
     reference: str | None = None,
-    data: Data | dict[str, Data] | None = None,
+    data: dict[str, Data] | Data | None = None,
     stride: int | None = None,
     in_domain: Sequence[str] | None = None,
     tasks: Sequence[str] = (),
