@@ -125,8 +125,9 @@ class FineTuning:
         for name in ("limit_train_batches", "limit_val_batches"):
             if self.trainer.get(name) in (0, 0.0):
                 raise SubFitError(f"finetune: {name} is 0; nothing would be trained, or known of it")
-        if not (self.trainer["gradient_clip_val"] or 0) >= 0:
-            raise SubFitError(f"finetune: gradient_clip_val is {self.trainer['gradient_clip_val']}; it must not be negative")
+        clip = self.trainer["gradient_clip_val"]
+        if isinstance(clip, int | float) and not clip >= 0:
+            raise SubFitError(f"finetune: gradient_clip_val is {clip}; it must not be negative")
         if not self.weight_decay >= 0:
             raise SubFitError(f"finetune: weight_decay is {self.weight_decay}; it must not be negative")
         if self.patience is not None and self.patience < 1:
