@@ -23,6 +23,7 @@ from subfit.model.checkpoint import check_space
 from subfit.model.dtypes import describe_dtypes, rounding_of
 from subfit.model.loading import device_of, load, load_to_cpu
 from subfit.model.processes import init_process_group, shard_model
+from subfit.options.typed import shown
 from subfit.pipeline import Compression, check_finetuning, check_resume, check_resumed_tokens, compress_model
 from subfit.progress import Stage
 from subfit.registry.listing import list_strategies
@@ -126,11 +127,13 @@ def compress(
     given = {name: value for name, value in locals().items() if name not in ("model", "tokenizer", "config", "allow_code")}
     given = {name: value for name, value in given.items() if value is not None}
     sources = [config] if isinstance(config, str | Path | Mapping) else config
+    if not isinstance(sources, list | tuple):
+        raise SubFitError(f"config is {shown(config)}; it must be a preset's name, a file, a mapping, or a list of these")
     if model is None or isinstance(model, str | Path):
         if tokenizer is not None:
             raise SubFitError("a tokenizer is given for a loaded model only; one that is named comes with its own")
         return run(resolve(*sources, given if model is None else {**given, "model": model}, allow_code=allow_code))
-    if tokenizer is None:
+    if not callable(tokenizer):
         raise SubFitError("the model is loaded; give its tokenizer, too: tokenizer=...")
     return run(_on_loaded(resolve(*sources, given, allow_code=allow_code), model), (model, tokenizer))
 

@@ -33,6 +33,12 @@ def missing(path: str | Path, named_in: Iterable[str] = ()) -> str:
     return said if beside is None else f"{said}; there is {beside}: give this path, or run the command from there"
 
 
+def summary(error: Exception) -> str:
+    """Returns the first line of what an error of a library says, or all of it where more than that line is needed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return " ".join(lines) if lines[0].endswith(":") else lines[0]
+
+
 def where(strategy: Any, method: str | None = None) -> str:
     """Returns the file and the line of a strategy's class, or of one of its methods."""
     found = strategy if inspect.isclass(strategy) else type(strategy)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration
+from subfit.calibration.checks import warn
 from subfit.config import Recipe
 from subfit.errors import SubFitError, attribute_errors_to, missing, where
 from subfit.evaluation.comparison import Comparison
@@ -35,6 +36,7 @@ from subfit.scorer import Scorer, Scores, score_sites
 from subfit.selector import Selector
 from subfit.strategy import with_seed
 from subfit.tracking.loggers import Log
+from subfit.tracking.provenance import differing, processor
 
 
 @dataclass
@@ -167,7 +169,9 @@ def check_resume(resume: str | None, recipe: Recipe, configuration: Mapping[str,
         raise SubFitError("resume: this run has no fine-tuning that could go on; give the options of the interrupted run")
     from subfit.finetuning.resuming import check_state  # and Lightning, which takes seconds
 
-    check_state(resume, identity_of_options(configuration))
+    saved_on = check_state(resume, identity_of_options(configuration))
+    if said := differing([saved_on, processor()]):
+        warn(f"resume: {said}")
 
 
 def check_resumed_tokens(resume: str | None, tokens: Tensor) -> None:

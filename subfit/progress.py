@@ -99,8 +99,11 @@ class Stage:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one, of those that work together, that logs, saves and prints."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    """Whether this process is the one, of those that work together, that logs, saves and prints.
+
+    One that is alone is it, whatever a job before it has left in the environment.
+    """
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def is_shown() -> bool:

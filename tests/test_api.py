@@ -10,6 +10,7 @@ from conftest import tiny_model, tiny_tokenizer, tiny_tokens
 from safetensors.torch import load_file
 
 import subfit
+from subfit.calibration.settings import EvaluationData
 from subfit.cli.main import main
 from subfit.config import OPTIONS
 from subfit.options import declarations
@@ -52,6 +53,29 @@ def test_compress_load_and_evaluate(model_folder, text_file, tmp_path):
 def test_bad_options_are_one_clear_error(given, message):
     with pytest.raises(subfit.SubFitError, match=message):
         subfit.compress(**given)
+
+
+def test_arguments_of_the_other_functions_are_checked_as_options_are(model_folder, text_file):
+    model, text = str(model_folder), {"path": text_file, "windows": 1, "length": 16}
+    assert type(subfit.load(model_folder)[0]) is type(subfit.load(model)[0])
+    named = subfit.evaluate(model_folder, data={"text": text})
+    assert named["texts"] == subfit.evaluate(model, data=EvaluationData(path=str(text_file), windows=1, length=16))["texts"]
+    for given, message in (
+        ({"data": "text.txt"}, "data is 'text.txt'; it must be a mapping or a mapping of source, path, "),
+        ({"data": {"text": 5}}, "data.text is 5; it must be a mapping of source, path, "),
+        ({"data": text, "seed": 1.5}, "seed is 1.5; it must be a whole number"),
+        ({"data": text, "batch_size": "4"}, "batch_size is '4'; it must be a whole number"),
+        ({"prompts": [5]}, r"prompts\[0\] is 5; it must be a string"),
+        ({"tasks": "a.jsonl"}, "tasks is 'a.jsonl'; it must be a list"),
+    ):
+        with pytest.raises(subfit.SubFitError, match=message):
+            subfit.evaluate(model, **given)
+    with pytest.raises(subfit.SubFitError, match="name is 5; it must be a string"):
+        subfit.load(5)
+    with pytest.raises(subfit.SubFitError, match="workload: unknown option 'repeat'; did you mean 'repeats'"):
+        subfit.benchmark(model, reference=model, workload={"repeat": 1})
+    with pytest.raises(subfit.SubFitError, match="config is 5; it must be a preset's name"):
+        subfit.compress(model, config=5)
 
 
 def test_compress_has_a_signature_that_names_every_option():

@@ -8,7 +8,7 @@ import sys
 import pytest
 from terminals import HIDE_CURSOR, SHOW_CURSOR, Terminal, plain
 
-from subfit.progress import duration
+from subfit.progress import duration, is_rank_zero
 
 NAME = "scoring the sixty submodules of a model with a long name"
 TWO_STAGES = f"""
@@ -47,7 +47,9 @@ def test_in_a_pipe_a_line_is_left_of_each_stage():
     assert re.fullmatch(r"loading a model: [\d.]+ s", first) and re.fullmatch(rf"{NAME}: [\d.]+ s, loss 3", second)
 
 
-@pytest.mark.parametrize("environment", [{"SUBFIT_PROGRESS": "0"}, {"RANK": "1"}, {"LOCAL_RANK": "2"}])
+@pytest.mark.parametrize(
+    "environment", [{"SUBFIT_PROGRESS": "0"}, {"WORLD_SIZE": "3", "RANK": "1"}, {"WORLD_SIZE": "3", "LOCAL_RANK": "2"}]
+)
 def test_it_can_be_turned_off_and_one_process_of_many_shows_it(environment):
     assert lines(script(), **environment) == []
 
@@ -99,3 +101,11 @@ def test_durations():
     values = (0.04, 9.94, 12.3, 59.7, 185, 3599.6, 7620)
     shown = ["0.0 s", "9.9 s", "12 s", "1 min 00 s", "3 min 05 s", "1 h 00 min", "2 h 07 min"]
     assert list(map(duration, values)) == shown
+
+
+def test_a_process_that_is_alone_has_rank_zero_whatever_is_left_in_its_environment(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    assert is_rank_zero()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not is_rank_zero()

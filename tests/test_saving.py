@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from subfit import api
+from subfit import api, pipeline
 from subfit.cli.main import main
 from subfit.finetuning.distillation import Distillation
 from subfit.model.loading import load
+from subfit.tracking.provenance import processor
 
 TUNED = ["--finetune.trainer.max_steps", "4", "--finetune.trainer.val_check_interval", "2"]
 
@@ -41,7 +42,9 @@ def equal(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_interrupted_fine_tuning_leaves_the_closed_form_result_and_goes_on(common, tmp_path, monkeypatch, capsys, spoilt):
+def test_an_interrupted_fine_tuning_leaves_the_closed_form_result_and_goes_on(
+    common, tmp_path, monkeypatch, capsys, caplog, spoilt
+):
     assert main([*common, "--output", "plain"]) == 0
     assert main([*common, *TUNED, "--output", "whole"]) == 0
     assert not equal(weights("plain"), weights("whole"))
@@ -60,7 +63,10 @@ def test_an_interrupted_fine_tuning_leaves_the_closed_form_result_and_goes_on(co
     changed = {**record, "configuration": {**record["configuration"], "seed": 1}}
     (tmp_path / "other" / "compression.json").write_text(json.dumps(changed))
     assert main([*common, *TUNED, "--output", "other", "--resume", "out.run/last.ckpt"]) == 2  # another run's result
+    monkeypatch.setattr(pipeline, "processor", lambda: "Fast 9000")
     assert main([*common, *TUNED, "--output", "out", "--resume", "out.run/last.ckpt"]) == 0
+    said = f"on another kind of processor, numbers may differ in their last digits: {processor()}; Fast 9000"
+    assert f"resume: {said}" in caplog.messages
     assert equal(weights("whole"), weights("out"))
     load("out", verify=True)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -23,8 +23,9 @@ def combinations(path: str, content: dict[str, Any]) -> Iterator[Values]:
     axes, together = (_axes(path, content, key) for key in ("axes", "zip"))
     listed = content.get("cells", [])
     _check_cells(path, axes, together, listed)
-    rules = _rules(path, content, [*axes, *together, *(key for cell in listed for key in cell)])
-    for chosen in [*_products(axes, together), *listed]:
+    every = [*_products(axes, together), *listed]
+    rules = _rules(path, content, every)
+    for chosen in every:
         if not any(all(chosen.get(key) == value for key, value in rule.items()) for rule in rules):
             yield chosen
 
@@ -86,14 +87,17 @@ def _axes(path: str, content: dict[str, Any], key: str) -> dict[str, list[Any]]:
     return {name: list(values) for name, values in axes.items()}
 
 
-def _rules(path: str, content: dict[str, Any], axes: list[str]) -> list[Values]:
+def _rules(path: str, content: dict[str, Any], every: list[Values]) -> list[Values]:
     """The rules of `exclude`, each of which leaves out the cells that have all of its values."""
+    axes = {key for cell in every for key in cell}
     rules = content.get("exclude", [])
     if not isinstance(rules, list) or not all(isinstance(rule, dict) and rule for rule in rules):
         raise SubFitError(f"{path}: exclude must be a list of mappings of axes to values")
-    for key in (key for rule in rules for key in rule):
+    for key, value in ((key, value) for rule in rules for key, value in rule.items()):
         if key not in axes:
-            raise SubFitError(f"{path}: exclude names {key!r}, which is no axis; there are {', '.join(sorted(set(axes)))}")
+            raise SubFitError(f"{path}: exclude names {key!r}, which is no axis; there are {', '.join(sorted(axes))}")
+        if not any(cell.get(key) == value for cell in every):
+            raise SubFitError(f"{path}: exclude: no cell has the value {shown(value)} of {key}")
     return rules
 
 

@@ -122,7 +122,7 @@ def read_grid(path: str, allow_code: bool = False) -> Grid:
 def _read(path: str) -> dict[str, Any]:
     """The content of a grid file, whose keys are known."""
     content = read_mapping(path)
-    if "items" in content:
+    if "items" in content and "limit" not in content:
         content["limit"] = content.pop("items")
     for key in content:
         if key not in KEYS:
@@ -133,12 +133,12 @@ def _read(path: str) -> dict[str, Any]:
 def _cell(path: str, chosen: dict[str, Any], given: list[dict[str, Any]], defaults: dict[str, Any]) -> Cell:
     """The cell with these values, once it is known that it can be run."""
     place = f"{path}, cell {json.dumps(chosen)}"
-    if any("output" in source for source in given):
-        raise SubFitError(f"{place}: a cell has no output folder")
     try:
         options = resolve(*given)
     except SubFitError as error:
         raise SubFitError(f"{place}: {error}") from error
+    if options.output is not None or options.resume is not None:
+        raise SubFitError(f"{place}: a cell has no output folder, and no run to resume")
     if options.fsdp:
         alone = "for one compression, by processes that work together; those of an ablation do not"
         raise SubFitError(f"{place}: fsdp is {alone}")
@@ -166,21 +166,28 @@ def _texts(path: str, content: dict[str, Any]) -> dict[str, EvaluationData]:
     if not isinstance(given, dict) or not all(isinstance(source, dict) for source in given.values()):
         raise SubFitError(f"{path}: texts must map names to data sources, such as {{story: {{path: story.txt}}}}")
     try:
-        return {name: typed(EvaluationData, source, name, registry.made) for name, source in given.items()}
+        found = {str(name): typed(EvaluationData, source, str(name), registry.made) for name, source in given.items()}
     except SubFitError as error:
         raise SubFitError(f"{path}: texts: {error}") from error
+    for name, data in found.items():
+        if data.windows < 1:
+            raise SubFitError(f"{path}: texts: {name} has {data.windows} windows; at least 1 is needed")
+    return found
 
 
 def _tasks(path: str, content: dict[str, Any]) -> list[str]:
     tasks = content.get("tasks", [])
     if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
         raise SubFitError(f"{path}: tasks must be a list of .jsonl files")
+    names = [Path(name).stem for name in tasks]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SubFitError(f"{path}: two tasks are called {twice[0]!r}")
     return tasks
 
 
 def _limit(path: str, content: dict[str, Any]) -> int | None:
     limit = content.get("limit")
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise SubFitError(f"{path}: limit is {limit!r}; it must be at least 1")
     return limit
 

@@ -15,9 +15,10 @@ from subfit.ablation.measures import Row, cache_left, grouped, is_finite, label,
 from subfit.ablation.replicates import merge_seeds
 from subfit.ablation.rows import read_rows, write_text
 from subfit.ablation.table import Column, columns_of, markdown, notes
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, missing
 from subfit.tracking.atomic import whole_file
 from subfit.tracking.drawing import DPI
+from subfit.tracking.provenance import differing
 
 MOST = "Of more than seven methods, those that lose the least are shown, and SubFit's own."
 CAPTIONS = {
@@ -43,7 +44,7 @@ def report(folders: list[str], output: str) -> Path:
         The path of the page.
 
     Raises:
-        SubFitError: if a folder holds no finished cell, or the page cannot be written.
+        SubFitError: if a folder is missing or holds no finished cell, or the page cannot be written.
     """
     rows = _read(folders)
     done = [row for row in rows if row["status"] == "done" and row["texts"]]
@@ -58,16 +59,26 @@ def report(folders: list[str], output: str) -> Path:
     pictures = _save(figures, Path(output))
     write_text(Path(output) / "table.md", markdown(columns, merged))
     title = f"Ablation: {', '.join(Path(name).name for name in folders)}"
-    write_text(Path(output) / "report.html", _page(title, len(done), merged, failed, pictures, columns))
+    write_text(Path(output) / "report.html", _page(title, done, merged, failed, pictures, columns))
     return Path(output) / "report.html"
 
 
 def _read(folders: list[str]) -> list[Row]:
-    """The rows of all folders; of more than one, with an axis that tells the folders apart."""
-    rows = [(Path(name).name, row) for name in folders for row in read_rows(Path(name)).values()]
-    if len(folders) == 1:
-        return [row for _, row in rows]
-    return [{**row, "values": {"study": study, **row["values"]}} for study, row in rows]
+    """The rows of all folders; of more than one, with an axis that tells the folders apart.
+
+    A folder that is named twice is read once: its rows are no replicates of themselves.
+    """
+    for name in folders:
+        if not Path(name).is_dir():
+            raise SubFitError(f"the folder {missing(name)}")
+    different = {Path(name).resolve(): name for name in reversed(folders)}
+    named = {path.name for path in different}
+    rows = list[Row]()
+    for path, name in reversed(different.items()):
+        study = path.name if len(named) == len(different) else name
+        found = read_rows(Path(name)).values()
+        rows += found if len(different) == 1 else [{**row, "values": {"study": study, **row["values"]}} for row in found]
+    return rows
 
 
 def _figures(rows: list[Row], axes: list[str]) -> dict[str, Figure]:
@@ -101,24 +112,27 @@ def _line_figures(rows: list[Row], axes: list[str], text: str) -> dict[str, Figu
     return figures
 
 
-def _page(title: str, done: int, rows: list[Row], failed: list[Row], pictures: dict[str, str], columns: list[Column]) -> str:
+def _page(
+    title: str, done: list[Row], rows: list[Row], failed: list[Row], pictures: dict[str, str], columns: list[Column]
+) -> str:
     """The page as HTML.
 
     Args:
-        done: the number of finished cells.
+        done: the finished cells.
         rows: the rows of the table.
     """
     finite = [row for row in rows if is_finite(row)]
+    said = differing(row.get("processor") for row in done)
     front = [finite[index] for index in pareto_front([(net_parameters(row), ratio(row)) for row in finite])]
     template = Environment(loader=PackageLoader("subfit.ablation", "."), autoescape=True, undefined=StrictUndefined)
     return template.get_template("report.html.jinja").render(
         title=title,
-        done=done,
+        done=len(done),
         failed=failed,
         figures=[{"name": name, "caption": CAPTIONS[name.partition("-")[0]], "svg": svg} for name, svg in pictures.items()],
         columns=columns,
         cells=[{"fields": [column.field(row) for column in columns], "front": row in front} for row in rows],
-        notes=notes(columns, rows),
+        notes=[*notes(columns, rows), *([f"Not all cells ran on one machine; {said}."] if said else [])],
         front=[{"summary": _summary(row), "yaml": _configuration(row)} for row in front],
     )
 

@@ -14,7 +14,7 @@ from subfit.ablation.shared_state import SharedState
 from subfit.errors import SubFitError
 from subfit.evaluation.tasks import read_task
 from subfit.progress import Stage
-from subfit.tracking.provenance import provenance
+from subfit.tracking.provenance import differing, processor, provenance
 
 WAIT = 2.0  # seconds between looks at cells that other processes are running
 
@@ -60,6 +60,8 @@ def ablate(
     left = [cell for cell in cells if not cell.is_done(started.get(cell.name), depends_on[cell.name])]
     _warn_of_other_rows([(started[cell.name], depends_on[cell.name]) for cell in left if cell.name in started])
     finished = {cell.name for cell in cells if cell not in left}
+    if said := differing([*(started[name].get("processor") for name in finished), *([processor()] if left else [])]):
+        logger.warning("finished cells are kept; %s", said)
     for cell in cells:
         report(cell, *(("done", started[cell.name]) if cell.name in finished else ("waiting", {})))
     state = SharedState(rows.folder / "cache", grid.texts, tasks, [cell.options for cell in left])

@@ -17,11 +17,13 @@ from subfit.config import DEFAULTS, Recipe, resolve
 from subfit.errors import SubFitError
 from subfit.model.folders import check_free, new_folder
 from subfit.model.sizes import footprint
+from subfit.options.checked import checked
 from subfit.options.typed import check_known, typed, typed_arguments
 from subfit.progress import Stage
 from subfit.tracking.plots import draw_speed
 
 
+@checked
 def benchmark(
     model: str | None = None,
     *,

@@ -10,10 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from subfit import registry
 from subfit.bypass import Substitute
 from subfit.config import Recipe
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, summary
 from subfit.fitting.budget import check_sparsity
 from subfit.model.discovery import find_sites
 from subfit.model.dtypes import compute_dtype, dtype_of
+from subfit.model.hub_access import check_reachable
 from subfit.model.loading import device_of
 from subfit.model.submodules import KINDS
 from subfit.model.threads import limit_threads
@@ -53,13 +54,13 @@ def random_models(
     limit_threads()
     torch.manual_seed(seed)
     try:
+        check_reachable(name)
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         wanted = compute_dtype(config.dtype or torch.float32, target) if wanted == "auto" else wanted
         with target:
             dense = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=trust_remote_code).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SubFitError(f"cannot build a model of the configuration {name!r}: {reason}") from error
+    except Exception as error:  # whatever a configuration makes of transformers
+        raise SubFitError(f"cannot build a model of the configuration {name!r}: {summary(error)}") from error
     tensors = [*dense.parameters(), *dense.buffers()]
     compressed = copy.deepcopy(dense, {id(tensor): tensor for tensor in tensors})
     recipe = Recipe(

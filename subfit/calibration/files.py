@@ -24,7 +24,8 @@ def text_files(paths: Iterable[str], named_in: Sequence[str] = ()) -> list[str]:
         named_in: the configurations or grids that name them, for messages.
 
     Raises:
-        SubFitError: if there is no such file, its type is not known, or a glob or a folder has no text file.
+        SubFitError: if a path is empty or there is no such file, its type is not known, or a glob or a folder has no text
+            file.
     """
     found: dict[Path, str] = {}
     for path in paths:
@@ -35,13 +36,13 @@ def text_files(paths: Iterable[str], named_in: Sequence[str] = ()) -> list[str]:
 
 @contextmanager
 def opened(name: str) -> Iterator[TextIO]:
-    """Opens a text file to read it, as UTF-8.
+    """Opens a text file to read it, as UTF-8, with or without the mark that some editors begin it with.
 
     Raises:
         SubFitError: if it cannot be read.
     """
     try:
-        with open(name, encoding="utf-8") as file:
+        with open(name, encoding="utf-8-sig") as file:
             yield file
     except UnicodeDecodeError as error:
         raise SubFitError(f"text file {name} is not UTF-8: {error}") from error
@@ -56,6 +57,8 @@ def suffix_of(name: str) -> str:
 
 def _files(path: str, named_in: Sequence[str]) -> Iterator[str]:
     """The files that one path stands for; what is there is taken for itself, also if its name looks like a glob."""
+    if not path:  # which would be the current folder
+        raise SubFitError("the path of a text file is empty")
     if Path(path).is_file():
         if suffix_of(path) not in SUFFIXES:
             raise SubFitError(f"text file {path}: its type is not known; {KNOWN}")

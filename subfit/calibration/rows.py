@@ -8,6 +8,7 @@ from typing import Any
 from subfit.calibration.files import opened, suffix_of
 from subfit.calibration.settings import Data
 from subfit.errors import SubFitError
+from subfit.model.hub_access import check_reachable
 from subfit.options.typed import shown
 
 SHUFFLED_ROWS = 10_000  # of a data set of the hub, held at once where its rows are drawn at random
@@ -37,6 +38,7 @@ def rows_of_hub(data: Data, seed: int) -> Iterator[Row]:
         SubFitError: if it cannot be read.
     """
     assert data.dataset
+    check_reachable(data.dataset, "README.md", "dataset")
     shuffled, order = (seed, "shuffled row") if data.sampling == "random" else (None, "row")
     rows = _streamed(data.dataset, data.dataset, shuffled, name=data.subset, split=data.split)
     for number, row in enumerate(rows, 1):

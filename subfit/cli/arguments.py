@@ -11,6 +11,8 @@ from subfit.errors import SubFitError
 from subfit.options.reading import parse
 from subfit.options.sources import Text
 
+EMPTY = "the value of {} is empty; give one, or leave it out"  # such as that of a variable of the shell that is not set
+
 
 class Parser(argparse.ArgumentParser):
     """Raises a user error of one line for wrong arguments.
@@ -30,6 +32,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise SubFitError(message)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parses arguments, of which none may be empty."""
+        parsed = super().parse_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if value == "" or isinstance(value, list) and "" in value:
+                self.error(EMPTY.format(name))
+        return parsed
 
 
 def examples(commands: Sequence[str]) -> str:
@@ -53,6 +63,8 @@ def take(arguments: list[str], wanted: Callable[[str], bool]) -> tuple[list[tupl
             value = next(following, "--")
             if value.startswith("--"):
                 raise SubFitError(f"{option} needs a value")
+        if not value:
+            raise SubFitError(EMPTY.format(option))
         taken.append((option[2:], _value(value)))
     return taken, rest
 

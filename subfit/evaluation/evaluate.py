@@ -20,16 +20,18 @@ from subfit.model.digests import recorded_digests
 from subfit.model.dtypes import describe_dtypes
 from subfit.model.loading import load
 from subfit.model.sizes import cache_size
+from subfit.options.checked import checked
 from subfit.progress import Stage
 
 SEQUENCE = 512  # tokens of a sequence by which the batch size of tasks is reckoned
 
 
+@checked
 def evaluate(
     model: str,
     *,
     reference: str | None = None,
-    data: Data | dict[str, Data] | None = None,
+    data: dict[str, Data] | Data | None = None,
     stride: int | None = None,
     in_domain: Sequence[str] | None = None,
     tasks: Sequence[str] = (),
@@ -86,9 +88,10 @@ def evaluate(
         seconds[stage], start = round(time.perf_counter() - start, 3), time.perf_counter()
 
     subject, tokenizer = load(model, verify=recorded_digests(model) is not None, **options)
-    dense = load(reference, verify=recorded_digests(reference) is not None, **options)[0] if reference is not None else None
-    if dense is not None:
-        _check_vocabularies(subject, dense)
+    dense = None
+    if reference is not None:
+        dense, its_tokenizer = load(reference, verify=recorded_digests(reference) is not None, **options)
+        _check_vocabularies(subject, dense, tokenizer, its_tokenizer)
     finish("load")
 
     def perplexity(name: str, text: Data) -> dict[str, Any]:
@@ -152,7 +155,13 @@ def _tasks(tasks: Sequence[str], limit: int | None) -> tuple[list[Task], list[st
     return local, named
 
 
-def _check_vocabularies(subject: Any, dense: Any) -> None:
+def _check_vocabularies(subject: Any, dense: Any, tokenizer: Any, its_tokenizer: Any) -> None:
+    """Raises SubFitError unless both models have the same tokens; either tokenizer may have names for more of them."""
     own, other = (m.config.get_text_config().vocab_size for m in (subject, dense))
     if own != other:
         raise SubFitError(f"the model has a vocabulary of {own} tokens, the reference of {other}; they cannot be compared")
+    ids, others = tokenizer.get_vocab(), its_tokenizer.get_vocab()
+    for token in sorted(ids.keys() & others.keys()):
+        if ids[token] != others[token]:
+            said = f"{token!r} is {ids[token]} in the model's tokenizer and {others[token]} in the reference's"
+            raise SubFitError(f"the tokens are not the same, and cannot be compared: {said}")

@@ -3,16 +3,17 @@
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 
 from subfit.errors import SubFitError
 from subfit.model.checkpoint import card
+from subfit.model.hub_access import HTTP_ERROR
 from subfit.model.loading import is_compressed
+from subfit.options.checked import checked
 from subfit.tracking.records import read_record
 
-HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]  # of the HTTP client, which depends on the version
 
-
+@checked
 def push(folder: str, repository: str, private: bool = False) -> str:
     """Uploads a compressed model, with its record and a model card of its results, in one commit.
 

@@ -19,12 +19,14 @@ from subfit.export.llama_engine import QUANTISED, quantise, require
 from subfit.export.llama_family import plan_of
 from subfit.model.dtypes import saved_dtype
 from subfit.model.loading import load
+from subfit.options.checked import checked
 from subfit.progress import Stage
 from subfit.tracking.atomic import whole_file
 
 CACHE_BYTES = 2  # of a number in llama.cpp's cache, by default
 
 
+@checked
 def export_gguf(
     model: str, output: str, *, type: str = "auto", verify: bool = False, trust_remote_code: bool = False
 ) -> dict[str, Any]:

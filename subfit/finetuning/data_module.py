@@ -43,8 +43,7 @@ class DistillationData(LightningDataModule):
         processes, done = trainer.world_size, trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if trainer.max_steps < 1:
             raise SubFitError("training is counted in steps: give the Trainer max_steps")
-        if self._batch_size % processes:
-            raise SubFitError(f"batch_size is {self._batch_size}; {processes} processes cannot share it equally")
+        check_shared_equally(self._batch_size, processes)
         batches = trainer.max_steps * trainer.accumulate_grad_batches
         order = BatchOrder(
             len(self.training_windows), self._batch_size, batches, self._seed, done, trainer.global_rank, processes
@@ -53,6 +52,12 @@ class DistillationData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         return DataLoader(self.validation_windows, batch_size=self._batch_size)  # type: ignore[arg-type]  # rows of a tensor
+
+
+def check_shared_equally(batch_size: int, processes: int) -> None:
+    """Raises SubFitError if the windows of a batch cannot be divided among the processes."""
+    if batch_size % processes:
+        raise SubFitError(f"finetune: batch_size is {batch_size}; {processes} processes cannot share it equally")
 
 
 def held_out(windows: int) -> Tensor:

@@ -15,8 +15,10 @@ from subfit.finetuning.master_weights import MasterWeights
 from subfit.model.digests import tensor_bytes, tensor_digest
 from subfit.model.processes import full_tensor
 from subfit.model.replacing import Replacement, Switch, switched_off
+from subfit.tracking.provenance import processor
 
 TOKENS = "calibration tokens"  # in an identity
+PROCESSOR = "processor"  # beside it
 
 
 class OtherRun(SubFitError):
@@ -36,7 +38,7 @@ class LastState(ModelCheckpoint):
         self._identity = identity
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["subfit"] = self._identity
+        checkpoint["subfit"] = {**self._identity, PROCESSOR: processor()}
 
 
 def run_identity(
@@ -60,16 +62,21 @@ def run_identity(
     }
 
 
-def check_state(path: str, identity: dict[str, Any]) -> None:
+def check_state(path: str, identity: dict[str, Any]) -> str | None:
     """Checks that a file is the state of a run with this identity, or with this part of one.
+
+    Returns:
+        The processor that it was saved on, if it is known.
 
     Raises:
         OtherRun: if it is not.
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["subfit"]
+        saved_on: str | None = found.get(PROCESSOR)
         differs = [what for what, own in identity.items() if found.get(what) != own]
     except Exception as error:  # whatever torch says of what is no such file
         raise OtherRun(f"resume: {path} is no state of a fine-tuning ({type(error).__name__})") from error
     if differs:
         raise OtherRun(f"resume: {path} is of another run: its {differs[0]} differs")
+    return saved_on

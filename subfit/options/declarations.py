@@ -17,10 +17,6 @@ class Argument:
     annotation: str | None = None
     default: str | None = None
 
-    def __str__(self) -> str:
-        text = f"{self.name}: {self.annotation}" if self.annotation else self.name
-        return text if self.default is None else f"{text}{' = ' if self.annotation else '='}{self.default}"
-
 
 @dataclass(frozen=True)
 class Class:

@@ -12,10 +12,17 @@ from subfit.errors import SubFitError, missing
 DEEPEST = 50  # levels of lists and mappings inside one another
 MOST = 100_000  # values, each counted as often as an alias repeats it
 NOT_READ = ("timestamp", "set", "binary", "omap", "pairs")  # types of YAML 1.1 that no option has
+NUMBERS = {
+    "int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$",
+    "float": r"[-+]?((0|[1-9][0-9_]*)(\.[0-9_]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+}
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number and 2026-11-24 as a string, as YAML 1.2 does, and refuses a key that is there twice."""
+    """Reads 1e-3 as a number, and 2026-11-24 and 1:30 as strings, as YAML 1.2 does, and refuses a key that is there twice.
+
+    010 is a string, too, and so refused where a number is wanted: it is 8 in YAML 1.1, and 10 to whoever types it.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -25,15 +32,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in NOT_READ)
-_Loader.yaml_constructors = {tag: made for tag, made in yaml.SafeLoader.yaml_constructors.items() if tag not in _TAGS}
+_TAG = "tag:yaml.org,2002:"
+_Loader.yaml_constructors = {
+    tag: made for tag, made in yaml.SafeLoader.yaml_constructors.items() if str(tag).removeprefix(_TAG) not in NOT_READ
+}
 _Loader.yaml_implicit_resolvers = {
-    first: [entry for entry in entries if entry[0] not in _TAGS]
+    first: [entry for entry in entries if entry[0].removeprefix(_TAG) not in (*NOT_READ, *NUMBERS)]
     for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+for name, pattern in NUMBERS.items():
+    _Loader.add_implicit_resolver(_TAG + name, re.compile(pattern), list("-+.0123456789"))
 
 
 def parse(text: str) -> Any:

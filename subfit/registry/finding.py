@@ -76,9 +76,9 @@ def find(kind: str, name: str) -> type:
     if found is None:
         known = names(kind)
         raise SubFitError(f"unknown {WORDS[kind]} {name!r}; {did_you_mean(name, known)}available: {', '.join(known)}")
-    missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
-    if missing:
-        raise SubFitError(f"{name}: {found.__name__} lacks the method {missing} ({where(found)})")
+    lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+    if lacking:
+        raise SubFitError(f"{name}: {found.__name__} lacks the method {lacking} ({where(found)})")
     return found
 
 

@@ -1,24 +1,47 @@
-"""The software that made a record: versions and commit."""
+"""What made a record: versions, commit and processor."""
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from subfit.tracking.records import FORMAT_VERSION
 
 PACKAGES = ("subfit", "torch", "transformers")
+CPUS = Path("/proc/cpuinfo")  # of Linux
 
 
 def provenance() -> dict[str, Any]:
-    """Returns the format of a record, the versions of Python and of the packages, and the commit of the code, if known."""
+    """Returns the format of a record, the versions of Python and the packages, the commit, if known, and the processor."""
     return {
         "format_version": FORMAT_VERSION,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "commit": code_commit(),
+        "processor": processor(),
     }
+
+
+@cache
+def processor() -> str:
+    """Returns the kind of processor, its vector instructions, and the kind of GPU, if there is one.
+
+    On another one, sums have another order, so that the last digits of a result may differ.
+    """
+    lines = CPUS.read_text(errors="replace").splitlines() if CPUS.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    parts = [names[0] if names else platform.processor() or platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    return ", ".join(parts + ([torch.cuda.get_device_name()] if torch.cuda.is_available() else []))
+
+
+def differing(processors: Iterable[Any]) -> str:
+    """Returns what to say of results of different processors; "" if they are of one, as far as that is known."""
+    kinds = list(dict.fromkeys(kind for kind in processors if isinstance(kind, str)))
+    return f"on another kind of processor, numbers may differ in their last digits: {'; '.join(kinds)}" if kinds[1:] else ""
 
 
 @cache

@@ -70,6 +70,9 @@ def test_many_folders_are_told_apart_and_one_cell_is_enough(tmp_path):
     text = report([one, two], str(tmp_path)).read_text()
     assert "study" in text and "one, two" in text
     assert report([one], one).exists()
+    assert "seeds" not in report([one, one + "/"], one).with_name("table.md").read_text()  # no replicates of themselves
+    same = write(tmp_path / "deeper" / "one", [row(0, ratio=1.3)])
+    assert f"| {same} |" in report([one, same], one).with_name("table.md").read_text()
 
 
 @pytest.mark.parametrize("lost", [float("inf"), float("nan")])
@@ -86,6 +89,8 @@ def test_a_lost_model_is_in_the_table_but_not_in_the_pictures(tmp_path, lost):
 def test_nothing_to_report_is_one_line(tmp_path):
     with pytest.raises(SubFitError, match="no finished cell"):
         report([str(tmp_path)], str(tmp_path / "page"))
+    with pytest.raises(SubFitError, match="the folder .*gone does not exist"):
+        report([str(tmp_path / "gone")], str(tmp_path / "page"))
     with pytest.raises(SubFitError, match="no finished cell"):
         report([write(tmp_path / "failed", [row(0, status="failed")])], str(tmp_path / "page"))
 

@@ -11,6 +11,7 @@ from forked import start
 from words import rows as task_rows
 
 from subfit import api
+from subfit.ablation import runner
 from subfit.ablation.report import report
 from subfit.ablation.runner import ablate
 from subfit.calibration.capture import Calibration
@@ -98,7 +99,7 @@ def test_scores_and_moments_are_computed_once(grid, tmp_path, monkeypatch):
     assert [comparable(row) for row in first] == [comparable(row) for row in second]
 
 
-def test_a_failed_cell_is_a_row_and_is_tried_again_while_finished_ones_are_not(grid, tmp_path):
+def test_a_failed_cell_is_a_row_and_is_tried_again_while_finished_ones_are_not(grid, tmp_path, monkeypatch, caplog):
     scores = tmp_path / "scores.json"
     spec = {"class_path": "file", "init_args": {"path": str(scores)}}
     scores.write_text(json.dumps({f"{kind}.{i}": 1.0 for kind in ("attention", "ffn") for i in range(3)}))  # one layer lacks
@@ -107,7 +108,11 @@ def test_a_failed_cell_is_a_row_and_is_tried_again_while_finished_ones_are_not(g
     assert [row["status"] for row in rows] == ["done", "failed", "done"]
     assert "attention.3" in rows[1]["error"] and len(seen) == 9
     scores.write_text(json.dumps({f"{kind}.{i}": 1.0 for kind in ("attention", "ffn") for i in range(4)}))
+    monkeypatch.setattr(runner, "processor", lambda: "Fast 9000")
+    caplog.clear()
     rows, seen = run(path, tmp_path / "out")
+    (said,) = [message for message in caplog.messages if "finished cells are kept" in message]
+    assert said.endswith(f"numbers may differ in their last digits: {rows[0]['processor']}; Fast 9000")
     assert [row["status"] for row in rows] == ["done"] * 3
     assert [status for _, status in seen] == ["done", "waiting", "done", "running", "done"]
 

@@ -71,6 +71,9 @@ def test_the_shapes_of_the_protocols_are_those_of_models(shape):
         ([], "give a compressed model and its dense reference"),
         (["a", "--reference", "b", "--random_weights", "c"], "random_weights alone"),
         (["--random_weights", "nobody/nothing"], "cannot build a model of the configuration 'nobody/nothing'"),
+        (["--random_weights", "no/such/config.json"], "the folder no/such/config.json does not exist"),
+        (["--random_weights", "{folder}/width.json"], "The hidden size (-8) is not a multiple of the number"),
+        (["--random_weights", "{folder}/layers.json"], "LlamaForCausalLM has no list of decoder layers"),
         (["--random_weights", "c", "--sparsity", "1"], "sparsity is 1"),
         (["--random_weights", "c", "--repeats", "0"], "repeats is 0; it must be a whole number of at least 1"),
         (["--random_weights", "c", "--batch_sizes", "1", "0"], "batch_sizes is 0"),
@@ -79,7 +82,9 @@ def test_the_shapes_of_the_protocols_are_those_of_models(shape):
         (["--random_weights", "c", "--output", "."], "the output folder . exists"),
     ],
 )
-def test_user_errors_are_one_line_and_exit_code_2(given, message, capsys):
-    assert main(["benchmark", *given]) == 2
+def test_user_errors_are_one_line_and_exit_code_2(given, message, capsys, tmp_path):
+    (tmp_path / "width.json").write_text('{"model_type": "llama", "hidden_size": -8}')
+    (tmp_path / "layers.json").write_text('{"model_type": "llama", "num_hidden_layers": 0, "hidden_size": 32}')
+    assert main(["benchmark", *(value.format(folder=tmp_path) for value in given)]) == 2
     shown = capsys.readouterr()
     assert message in shown.err.strip().splitlines()[-1] and shown.out == ""

@@ -116,3 +116,9 @@ def test_rows_of_the_hub_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     with pytest.raises(SubFitError, match=r"somebody/rows \(train\), row 2: text is None"):
         list(read_texts(Data(dataset="somebody/rows"), [], tiny_tokenizer(), 0, "hub"))
+
+
+def test_the_mark_that_some_editors_begin_a_file_with_is_no_text(tmp_path):
+    for name, content in (("a.txt", "text"), ("a.jsonl", '{"text": "text"}\n')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert "".join(texts_of(str(tmp_path / name))).strip() == "text"

@@ -55,6 +55,8 @@ def test_a_folder_is_replaced_by_a_whole_one_only(tmp_path):
         pass
     with pytest.raises(SubFitError, match="what was there is kept"), new_folder(str(tmp_path / "model"), replace=True):
         raise OSError(28, "No space left on device")
+    with pytest.raises(SubFitError, match="is kept"), new_folder(str(tmp_path / "model"), replace=True) as folder:
+        folder.rmdir()  # so that the second of the two renamings fails
     assert (tmp_path / "model" / "old").exists()
     with new_folder(str(tmp_path / "model"), replace=True) as folder:
         (folder / "new").write_text("new")

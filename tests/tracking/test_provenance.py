@@ -1,6 +1,7 @@
 import subprocess
 from pathlib import Path
 
+import torch
 import transformers
 
 from subfit.tracking import provenance as module
@@ -55,3 +56,16 @@ def test_what_a_record_says(monkeypatch):
     code_commit.cache_clear()
     found = provenance()
     assert found["format_version"] == 2 and found["versions"]["transformers"] == transformers.__version__
+
+
+def test_the_processor_and_what_is_said_of_several(tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Fast 9000\nprocessor\t: 1\nmodel name\t: Fast 9000\n")
+    monkeypatch.setattr(module, "CPUS", tmp_path / "cpuinfo")
+    module.processor.cache_clear()
+    assert module.processor() == f"Fast 9000, {torch.backends.cpu.get_cpu_capability()}" == provenance()["processor"]
+    monkeypatch.setattr(module, "CPUS", tmp_path / "gone")
+    module.processor.cache_clear()
+    assert module.processor().endswith(torch.backends.cpu.get_cpu_capability())
+    module.processor.cache_clear()
+    assert module.differing(["a", None, "a", [1]]) == ""
+    assert module.differing(["a", "b", "a"]).endswith("may differ in their last digits: a; b")
