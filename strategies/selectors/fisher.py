@@ -1,0 +1,170 @@
+"""How many neurons every FeedForward keeps, and which, by the Fisher information of each."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from subfit.bypass import Bypass
+from subfit.calibration.capture import Calibration, check_subset
+from subfit.calibration.gradients import gradients_of_added
+from subfit.calibration.moments import Moments
+from subfit.errors import SubFitError
+from subfit.fitting.budget import ROUNDING, Budget
+from subfit.fitting.layers import linear_layer
+from subfit.fitting.regression import centre, check_ridge
+from subfit.model.activations import Activations, Branch
+from subfit.model.processes import full_tensor
+from subfit.model.submodules import Site
+from subfit.progress import Stage
+from subfit.scorer import Scores
+from subfit.selector import Selector
+from subfit.strategies.bypasses.kept_neurons import hidden_layers
+
+FLOOR = 1e-3  # of the mean variance of the hidden units; it keeps the rows of those that hardly vary as they are
+
+
+class Fisher(Selector):
+    """Takes single neurons out of FeedForwards, wherever they matter least, and leaves every Attention as it is.
+
+    A neuron adds z w to the stream, z its hidden unit and w its row of the output projection. Without its variation, the
+    divergence from the dense model is, to second order, half of
+
+        importance = E[((z - E z) w . g)^2],
+
+    g the gradient, with respect to what the FeedForward adds, of the loss of tokens that the model draws from what it
+    predicts: Fisher pruning (Theis et al., arXiv 1801.05787). The neurons of all FeedForwards are ranked together, and so
+    many of each go that the budget is met. Which ones, is seen once more at the fit, by how much units vary on the stream as
+    earlier replacements have changed it; the others make up for them. The run's own bypasses, and the scores, are not used.
+
+    Args:
+        windows: number of calibration windows to measure on.
+        length: tokens of each, from its beginning.
+        ridge: what holds the rows of the output projection near to what they are, relative to the variance of each unit.
+        least: a FeedForward that would lose less than this share of its neurons stays whole.
+        seed: of the tokens that are drawn; that of the run if not given.
+
+    Raises:
+        SubFitError: if the budget is not in parameters, or cannot be met.
+    """
+
+    def __init__(
+        self, windows: int = 16, length: int = 512, ridge: float = 0.2, least: float = 0.05, seed: int | None = None
+    ) -> None:
+        check_subset(windows, length)
+        check_ridge(ridge)
+        if not 0 <= least < 1:
+            raise SubFitError(f"fisher: least is {least}; it must be at least 0 and less than 1")
+        self.windows = windows
+        self.length = length
+        self.ridge = ridge
+        self.least = least
+        self.seed = seed
+
+    def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> dict[Site, Bypass]:
+        if budget.unit != "parameters":
+            raise SubFitError(f"fisher: it takes out neurons, which are no {budget.unit}; give the budget parameters")
+        sites = [site for site in scores if site.kind == "ffn" and site.hidden and site.output_norm is None]
+        if not sites:
+            raise SubFitError("fisher: no FeedForward that may be replaced has neurons, and no output norm behind them")
+        tokens = calibration.subset(self.windows, self.length).to(calibration.device)
+        importance, variances = measure(calibration, sites, tokens, self.seed or 0)
+        numbers = numbers_to_keep(importance, budget.goal(), self.least)
+        tiny = torch.finfo(torch.float64).tiny
+        weights = {site: importance[site] / variances[site].clamp_min(tiny) for site in numbers}
+        return {site: NeuronsOfImportance(number, weights[site], self.ridge) for site, number in numbers.items()}
+
+
+class NeuronsOfImportance(Bypass):
+    """z_S V + b, of the most important hidden units, S, and with V the ridge regression towards their own rows, W_S.
+
+    Args:
+        number: of units.
+        weights: (f), the importance of each hidden unit for its variance.
+        ridge: penalty on each row of V - W_S, relative to the variance of its unit.
+    """
+
+    def __init__(self, number: int, weights: Tensor, ridge: float) -> None:
+        self.number = number
+        self.weights = weights
+        self.ridge = ridge
+
+    def parameters(self, sites: list[Site]) -> int:
+        return sum(self.number * (site.parameters // site.hidden) + site.width for site in sites)
+
+    def features(self, seen: Activations) -> Tensor:
+        return seen.hidden
+
+    def fit(self, branch: Branch, moments: Moments, shared: None) -> nn.Module:
+        c, layers = centre(moments), hidden_layers(branch)
+        kept = (c.xx.diagonal() * self.weights).topk(self.number).indices.sort().values
+        xx, own = c.xx[kept][:, kept], full_tensor(layers.output).double()[kept]
+        variances = xx.diagonal()
+        penalty = self.ridge * (variances + FLOOR * variances.mean())
+        v = own + torch.linalg.solve(xx + penalty.diag(), c.xy[kept] - xx @ own)
+        return nn.Sequential(*layers.of(kept), linear_layer(v, c.mean_y - c.mean_x[kept] @ v))
+
+
+@torch.no_grad()
+def measure(
+    calibration: Calibration, sites: list[Site], tokens: Tensor, seed: int
+) -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
+    """Returns the importance of each hidden unit of each site, (f) in nats per token, see `Fisher`; and its variance, (f).
+
+    Args:
+        tokens: (windows, length). The loss is summed over a window: g is of all that a token has a part in.
+
+    Raises:
+        SubFitError: if there are NaN or infinite values.
+    """
+    generator = torch.Generator(tokens.device).manual_seed(seed)
+
+    def loss(logits: Tensor, window: Tensor) -> Tensor:
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        return torch.nn.functional.cross_entropy(logits, drawn, reduction="sum")
+
+    rows = {site: full_tensor(hidden_layers(calibration.branch(site)).output) for site in sites}
+    sums = {site: torch.zeros(5, site.hidden, dtype=torch.float64, device=tokens.device) for site in sites}
+    with Stage("importance of neurons", len(tokens), "windows") as progress:
+        for passed in gradients_of_added(calibration.model, sites, tokens, loss):
+            for site, (seen, gradient) in zip(sites, passed, strict=True):
+                z = seen.hidden.detach().flatten(0, -2).double()
+                a = (gradient[0] @ rows[site].T).double().square()  # (w . g)^2
+                sums[site] += torch.stack([part.sum(0) for part in (z, z * z, a, z * a, z * z * a)])
+            progress.advance()
+    importance, variances = {}, {}
+    for site, total in sums.items():
+        z, zz, a, za, zza = total / tokens.numel()
+        variances[site] = (zz - z * z).clamp_min(0)
+        importance[site] = (zza - 2 * z * za + z * z * a).clamp_min(0)
+        if not importance[site].isfinite().all():
+            raise SubFitError(f"fisher: {site.name} has NaN or infinite gradients or hidden units")
+    return importance, variances
+
+
+def numbers_to_keep(importance: Mapping[Site, Tensor], goal: float, least: float) -> dict[Site, int]:
+    """Returns how many neurons stay where some go, so that the parameters saved, net of the new biases, reach a goal.
+
+    The least important per parameter go. Of a site one stays at least; one that would lose less than a share `least` of
+    its neurons is left whole, and others lose more.
+
+    Raises:
+        SubFitError: if all neurons but one of each site do not save enough.
+    """
+    sites = list(importance)
+    while sites:
+        size = torch.tensor([site.parameters // site.hidden for site in sites], dtype=torch.float64)
+        owner = torch.repeat_interleave(torch.tensor([site.hidden - 1 for site in sites]))
+        values = torch.cat([importance[site].cpu().double().sort().values[:-1] for site in sites])
+        order = (values / size[owner]).argsort(stable=True)
+        saved = size[owner[order]].cumsum(0)
+        wanted = (goal + sum(site.width for site in sites)) * (1 - ROUNDING)
+        count = int((saved < wanted).sum()) + 1
+        if count > len(saved):
+            break
+        gone = dict(zip(sites, torch.bincount(owner[order[:count]], minlength=len(sites)).tolist(), strict=True))
+        few = [site for site, number in gone.items() if number == 0 or number < least * site.hidden]
+        if not few:
+            return {site: site.hidden - number for site, number in gone.items()}
+        sites = [site for site in sites if site not in few]
+    raise SubFitError(f"fisher: the neurons that may go do not save {goal:.4g} parameters; give a lower sparsity")

@@ -1,0 +1,130 @@
+"""Neurons by their Fisher information, against naive formulas and from the outside."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import recipe, tiny_model, tiny_tokenizer, tiny_tokens
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+import subfit
+from subfit.calibration.capture import Calibration
+from subfit.errors import SubFitError
+from subfit.fitting.one_shot import fit_one_shot
+from subfit.model.checkpoint import save
+from subfit.pipeline import compress_model
+from subfit.strategies.selectors.fisher import (
+    Fisher,
+    NeuronsOfImportance,
+    measure,
+    numbers_to_keep,
+)
+
+SMALL = {"windows": 4, "length": 16}
+
+
+def ffns(calibration):
+    return [site for site in calibration.sites if site.kind == "ffn"]
+
+
+def test_the_importance_is_the_fisher_information_of_each_neuron():
+    """Token by token, with hooks of its own and the same draws."""
+    model, tokens = tiny_model(), tiny_tokens(3)
+    calibration = Calibration(model, tokens)
+    site = ffns(calibration)[1]
+    importance, variances = measure(calibration, [site], tokens, seed=7)
+
+    seen = {}
+    down = model.model.layers[site.layer].mlp.down_proj
+    hook = down.register_forward_hook(lambda m, args, out: (out.retain_grad(), seen.update(z=args[0], y=out))[0])
+    generator, z, g = torch.Generator().manual_seed(7), [], []
+    for window in tokens:
+        logits = model(window[None]).logits[0]
+        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        cross_entropy(logits, drawn, reduction="sum").backward()
+        z += list(seen["z"][0].detach().double().numpy())
+        g += list(seen["y"].grad[0].double().numpy())
+    hook.remove()
+    z, g, w = np.array(z), np.array(g), down.weight.detach().double().numpy().T
+    expected = [np.mean(((z[:, j] - z[:, j].mean()) * (g @ w[j])) ** 2) for j in range(len(w))]
+    np.testing.assert_allclose(importance[site].numpy(), expected, rtol=1e-4)
+    np.testing.assert_allclose(variances[site].numpy(), z.var(0), rtol=1e-4)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("least", [0.0, 0.3])
+def test_the_least_important_neurons_go_and_no_more_than_needed(least):
+    sites = ffns(Calibration(tiny_model(), tiny_tokens(2)))
+    generator = torch.Generator().manual_seed(1)
+    importance = {site: torch.rand(site.hidden, generator=generator) * 2.0**i for i, site in enumerate(sites)}
+    per_neuron = sites[0].parameters // sites[0].hidden
+    goal = 0.3 * sum(site.parameters for site in sites)
+    kept = numbers_to_keep(importance, goal, least)
+    assert kept and (len(kept) < len(sites)) == (least > 0)
+    saved = sum((site.hidden - number) * per_neuron - site.width for site, number in kept.items())
+    assert goal <= saved < goal + per_neuron
+    sorted_ones = {site: importance[site].sort().values for site in kept}
+    worst_gone = max(sorted_ones[site][site.hidden - number - 1] for site, number in kept.items())
+    best_kept = min(sorted_ones[site][site.hidden - number] for site, number in kept.items())
+    assert worst_gone < best_kept
+    assert all(site.hidden - number >= max(least * site.hidden, 1) for site, number in kept.items())
+
+
+def test_what_is_kept_is_ridge_regression_towards_the_own_weights():
+    model, tokens = tiny_model(), tiny_tokens(16)
+    site, core = ffns(Calibration(model, tokens))[1], model.model.layers[1].mlp
+    seen = {}
+    hooks = [
+        core.down_proj.register_forward_pre_hook(lambda m, args: seen.update(z=args[0])),
+        core.register_forward_hook(lambda m, args, out: seen.update(y=out)),
+    ]
+    with torch.no_grad():
+        model(tokens)
+    for hook in hooks:
+        hook.remove()
+    weights = torch.rand(site.hidden, generator=torch.Generator().manual_seed(2)).double()
+    bypass = NeuronsOfImportance(4, weights, ridge=0.3)
+    (replacement,) = fit_one_shot(Calibration(model, tokens), {site: bypass})
+    assert sum(p.numel() for p in replacement.bypass.parameters()) == bypass.parameters([site])
+    z, y = (seen[key].flatten(0, 1).double().numpy() for key in "zy")
+    units = sorted(np.argsort(z.var(0) * weights.numpy())[-4:])
+    z, own = z[:, units], core.down_proj.weight.detach().double().numpy().T[units]
+    zc, yc = z - z.mean(0), y - y.mean(0)
+    penalty = 0.3 * (zc.var(0) + 1e-3 * zc.var(0).mean())
+    drawn = np.r_[zc, np.diag(np.sqrt(len(z) * penalty))]
+    expected = own + np.linalg.lstsq(drawn, np.r_[yc - zc @ own, np.zeros_like(own)], rcond=None)[0]
+    np.testing.assert_allclose(replacement.bypass[-1].weight.detach().numpy().T, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_model_loses_neurons_and_keeps_every_attention(tmp_path):
+    made = recipe(selector="fisher", budget="parameters", sparsity=0.25, fitting="sequential", target="corrected")
+    dense = tiny_model()
+    layers = sum(p.numel() for p in dense.model.layers.parameters())
+    norms = sum(p.numel() for name, p in dense.model.layers.named_parameters() if "norm" in name)
+    result = compress_model(dense, tiny_tokens(32), made, evaluation=tiny_tokens(4))
+    size = result.record["size"]
+    assert all(name.startswith("ffn") for name in result.record["selected"])
+    assert size["before"]["parameters"] - size["after"]["parameters"] >= 0.25 * (layers - norms)
+    save(result.model, tiny_tokenizer(), result.record, str(tmp_path / "model"), lambda record, path: None)
+    tokens = tiny_tokens(2)
+    with torch.no_grad():
+        expected = result.model(tokens).logits
+        torch.testing.assert_close(subfit.load(tmp_path / "model")[0](tokens).logits, expected)
+        opened = AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=True)
+        torch.testing.assert_close(opened(tokens).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "given", "message"),
+    [
+        ("llama", {}, {}, "fisher: it takes out neurons, which are no submodules; give the budget parameters"),
+        ("llama", {}, {"sparsity": 0.9}, "do not save .* parameters; give a lower sparsity"),
+        ("mixtral", {}, {"sparsity": 0.1}, "no FeedForward that may be replaced has neurons"),
+        ("llama", {"least": 1.0}, {}, "least is 1.0; it must be at least 0 and less than 1"),
+        ("llama", {"windows": 0}, {}, "windows is 0"),
+    ],
+)
+def test_what_cannot_be_done_is_one_clear_error(family, options, given, message):
+    with pytest.raises(SubFitError, match=message):
+        budget = {"budget": "parameters", **given} if given else {}
+        compress_model(tiny_model(family), tiny_tokens(4), recipe(selector=Fisher(**{**SMALL, **options}), **budget))
