@@ -89,7 +89,7 @@ def _show(result: dict[str, Any], output: str | None) -> None:
     count("parameters", **_of(result["size"], "parameters"), digits=0)
     count("weights, MiB", **_of(result["size"], "weight_bytes"), unit=MIB)
     count("KV cache, bytes per token", **_of(result["size"], "kv_bytes_per_token"), digits=0)
-    if result["size"]["dense"]["state_bytes_per_sequence"]:
+    if result["size"]["dense"].get("state_bytes_per_sequence"):
         count("cache, bytes per sequence", **_of(result["size"], "state_bytes_per_sequence"), digits=0)
     for entry in result["prefill"]:
         name = f"prefill {entry['prompt_length']:,}"

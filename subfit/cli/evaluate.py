@@ -91,7 +91,7 @@ def _show(result: dict[str, Any]) -> None:
     told = [f"{key} {data[key]}" for key in ("source", "path", "dataset", "windows", "length") if data.get(key)]
     lines = {"model": result["model"], "reference": result["reference"], "calibration": ", ".join(told) or None}
     lines |= {"parameters": f"{result['parameters']:,}", "KV cache, bytes per token": f"{result['kv_bytes_per_token']:,}"}
-    if result["state_bytes_per_sequence"]:
+    if result.get("state_bytes_per_sequence"):
         lines["cache, bytes per sequence"] = f"{result['state_bytes_per_sequence']:,}"
     for name, value in lines.items():
         if value is not None:

@@ -33,4 +33,5 @@ def test_the_index_has_every_study_and_every_study_its_page():
     assert studies == {page.parent.name for page in PAGES} - {RESULTS.name}
     for page in PAGES:
         shown = set(re.findall(r"!\[[^]]+\]\((.*?)\)", page.read_text(encoding="utf-8")))
-        assert shown == {path.name for path in page.parent.glob("*.png")}, page
+        stored = page.parent.rglob("*.png") if page.parent != RESULTS else []
+        assert shown == {str(path.relative_to(page.parent)) for path in stored}, page
