@@ -1,4 +1,4 @@
-"""Steps that no signal interrupts half-way."""
+"""Steps that no signal interrupts half-way, and interruptions that are not lost."""
 
 import signal
 import threading
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+arrived: list[BaseException] = []  # what the handlers of signals have raised in the command that runs
 
 
 @contextmanager
@@ -29,3 +30,16 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
         if received:
             signal.raise_signal(received[0])
+
+
+@contextmanager
+def not_lost() -> Iterator[None]:
+    """Within the context, an error that a library has made of an interruption is that interruption again."""
+    try:
+        yield
+    except Exception as error:
+        if not arrived:
+            raise
+        for note in getattr(error, "__notes__", []):
+            arrived[-1].add_note(note)
+        raise arrived[-1] from error

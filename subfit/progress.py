@@ -63,8 +63,9 @@ class Stage:
         _stages.append(self)
         if len(_stages) == 1:
             try:
-                self._context.enter_context(_without_other_bars())
-                self._context.enter_context(show_above(None) if is_on_terminal() else _lines())
+                with uninterrupted():
+                    self._context.enter_context(_without_other_bars())
+                    self._context.enter_context(show_above(None) if is_on_terminal() else _lines())
             except BaseException:  # an interruption, after which `__exit__` is not called
                 _stages.clear()
                 self._context.close()
@@ -144,9 +145,16 @@ def show_above(above: Callable[[], RenderableType] | None) -> Iterator[None]:
             live.start()
         yield
     finally:
-        with uninterrupted():
-            live.stop()
-            _live = None
+        end()
+
+
+def end() -> None:
+    """Ends what the terminal shows, if it shows anything."""
+    global _live
+    with uninterrupted():
+        if _live is not None:
+            _live.stop()
+        _live = None
 
 
 def _named(stages: list[Stage]) -> tuple[str, Stage, list[str]]:

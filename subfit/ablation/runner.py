@@ -13,6 +13,7 @@ from subfit.ablation.rows import Rows
 from subfit.ablation.shared_state import SharedState
 from subfit.errors import SubFitError
 from subfit.evaluation.tasks import read_task
+from subfit.interruptions import not_lost
 from subfit.progress import Stage
 from subfit.tracking.provenance import differing, processor, provenance
 
@@ -104,7 +105,8 @@ def _row(state: SharedState, cell: Cell, depends_on: dict[str, Any]) -> Row:
     row: Row = {"cell": cell.name, "values": cell.values}
     start = time.perf_counter()
     try:
-        record = state.run(cell.options)
+        with not_lost():
+            record = state.run(cell.options)
     except Exception as error:  # whatever it is, the other cells go on
         row |= {"status": "failed", "error": f"{type(error).__name__}: {error}", **provenance()}
         if not isinstance(error, SubFitError):

@@ -15,6 +15,7 @@ from subfit import __version__
 from subfit.cli.arguments import Parser
 from subfit.cli.signals import Terminated, heeded, kept, notes
 from subfit.errors import SubFitError
+from subfit.interruptions import not_lost
 
 COMMANDS = {
     "compress": "replace submodules of a model by small fitted bypasses",
@@ -47,7 +48,8 @@ def _run(arguments: list[str]) -> int:
             raise SubFitError(f"the argument {nulls[0]!r} has a null character")
         command = _command(arguments[:1])
         program = f"subfit {command}"
-        code: int = import_module(f"subfit.cli.{command}").run(rest)
+        with not_lost():
+            code: int = import_module(f"subfit.cli.{command}").run(rest)
         sys.stdout.flush()
         return code
     except SubFitError as error:
@@ -56,9 +58,11 @@ def _run(arguments: list[str]) -> int:
         _say(f"{program}: error: {'; '.join([str(error), *notes(error)])}")
         return 2
     except KeyboardInterrupt as error:
+        _end_of_progress()
         _say(f"{program}: interrupted; {kept(command, error)}")
         return 130
     except Terminated as error:
+        _end_of_progress()
         _say(f"{program}: terminated; {kept(command, error)}")
         return 128 + signal.SIGTERM
     except (OSError, SystemExit) as error:
@@ -84,6 +88,13 @@ def _command(arguments: list[str]) -> str:
         commands.add_parser(name, help=text, add_help=False)  # its own parser answers --help
     command: str = parser.parse_args(arguments).command
     return command
+
+
+def _end_of_progress() -> None:
+    """Ends what is shown, where an interruption came as it was to end."""
+    from subfit import progress  # what it needs is slow to import, and not there if nothing was shown
+
+    progress.end()
 
 
 def _say(message: str) -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from subfit.interruptions import arrived
+
 KEPT = {  # what an interrupted command says of the files that it writes, whenever it is interrupted; others write none
     "ablate": "finished cells are kept",
     "benchmark": "a file that is there is whole",
@@ -26,20 +28,23 @@ class Terminated(SystemExit):
 
 @contextmanager
 def heeded(ends: bool) -> Iterator[None]:
-    """Within the context, SIGTERM raises `Terminated`, as SIGINT raises KeyboardInterrupt.
+    """Within the context, SIGTERM raises `Terminated`, and SIGINT KeyboardInterrupt where it is not ignored.
 
     Args:
         ends: whether the process ends after it. Then both are ignored from there on, so that the exit code of a command that
             has done its work stays; else they do what they did before.
     """
-    before, unraisable = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
+    arrived.clear()
+    unraisable, interrupts = sys.unraisablehook, signal.getsignal(signal.SIGINT) or signal.SIG_DFL
+    before = signal.signal(signal.SIGTERM, _terminate)
+    if interrupts is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     sys.unraisablehook = _send_again
     try:
         yield
     finally:
         sys.unraisablehook = unraisable
-        if ends:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN if ends else interrupts)
         signal.signal(signal.SIGTERM, signal.SIG_IGN if ends else before)
 
 
@@ -74,4 +79,10 @@ def _send_again(lost: Any) -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated(128 + number)
+    arrived.append(Terminated(128 + number))
+    raise arrived[-1]
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    arrived.append(KeyboardInterrupt())
+    raise arrived[-1]

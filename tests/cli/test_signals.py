@@ -6,6 +6,7 @@ import time
 import pytest
 
 from subfit.cli.signals import Terminated, heeded
+from subfit.interruptions import not_lost
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
@@ -23,3 +24,22 @@ def test_a_signal_in_a_finalizer_is_not_lost(number, error, capsys):
     finally:
         signal.signal(signal.SIGINT, before)
     assert "Exception ignored" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_an_interruption_of_which_a_library_makes_another_error_is_not_lost(number, error):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(error) as found, heeded(ends=False), not_lost():
+            try:
+                signal.raise_signal(number)
+            except BaseException:
+                other = ValueError("could not determine the shape")
+                other.add_note("the result is in model")
+                raise other from None
+        assert found.value.__notes__ == ["the result is in model"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(ValueError, match="another one"), heeded(ends=False), not_lost():
+            raise ValueError("another one")
+    finally:
+        signal.signal(signal.SIGINT, before)
