@@ -49,7 +49,7 @@ class Fisher(Selector):
     """
 
     def __init__(
-        self, windows: int = 16, length: int = 512, ridge: float = 0.2, least: float = 0.05, seed: int | None = None
+        self, windows: int = 16, length: int = 512, ridge: float = 0.5, least: float = 0.05, seed: int | None = None
     ) -> None:
         check_subset(windows, length)
         check_ridge(ridge)
