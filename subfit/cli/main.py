@@ -13,7 +13,7 @@ from importlib import import_module
 
 from subfit import __version__
 from subfit.cli.arguments import Parser
-from subfit.cli.signals import Terminated, heeded, kept, notes
+from subfit.cli.signals import Terminated, end_at_last, heeded, kept, notes
 from subfit.errors import SubFitError
 from subfit.interruptions import not_lost
 
@@ -37,7 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     _open_missing_streams()
     with heeded(ends=argv is None):
-        return _run(sys.argv[1:] if argv is None else argv)
+        code = _run(sys.argv[1:] if argv is None else argv)
+    if argv is None and code in (130, 128 + signal.SIGTERM):
+        end_at_last(code)
+    return code
 
 
 def _run(arguments: list[str]) -> int:

@@ -19,6 +19,7 @@ KEPT = {  # what an interrupted command says of the files that it writes, whenev
     "report": "a file that is there is whole",
 }
 NOTHING = "nothing was written"
+PATIENCE = 30  # seconds in which an interrupted process may end by itself
 SOON = 0.01  # seconds, after which Python has left a finalizer
 
 
@@ -67,6 +68,16 @@ def notes(error: BaseException) -> list[str]:
 def kept(command: str, error: BaseException) -> str:
     """Returns what to say of the files of an interrupted command."""
     return "; ".join(notes(error) or [KEPT.get(command, NOTHING)])
+
+
+def end_at_last(code: int) -> None:
+    """Ends the process with an exit code in a while, should it wait for a thread that an interruption has left waiting.
+
+    A pool of threads that is interrupted as it starts one does not know of it, and so does not end it.
+    """
+    timer = threading.Timer(PATIENCE, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 def _send_again(lost: Any) -> None:

@@ -1,6 +1,8 @@
 """A signal that arrives where Python lets no exception out ends the command all the same."""
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -43,3 +45,13 @@ def test_an_interruption_of_which_a_library_makes_another_error_is_not_lost(numb
             raise ValueError("another one")
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_that_is_left_waiting_does_not_keep_an_interrupted_process():
+    """As of a pool that was interrupted when it had started the thread, and not yet noted it."""
+    program = (
+        "import sys, threading\nfrom subfit.cli import signals\n"
+        "threading.Thread(target=threading.Event().wait).start()\n"
+        "signals.PATIENCE = 0.2\nsignals.end_at_last(143)\nsys.exit(143)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 143
