@@ -69,13 +69,12 @@ def run(arguments: list[str]) -> int:
         return 0
     from subfit import api  # imports torch, which help does not wait for
 
-    compression = api.run(options)
-    if is_rank_zero():
-        with said_of_result(options.output):
-            if "--json" in flags:
-                print(json.dumps(compression.record, indent=2))
-            else:
-                _show(compression.record, options.output, has_code=bool(getattr(compression.model, "plugin_code", "")))
+    with said_of_result(options.output):
+        compression = api.run(options)
+        if is_rank_zero() and "--json" in flags:
+            print(json.dumps(compression.record, indent=2))
+        elif is_rank_zero():
+            _show(compression.record, options.output, has_code=bool(getattr(compression.model, "plugin_code", "")))
     return 0
 
 

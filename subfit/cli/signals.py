@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -51,11 +52,15 @@ def heeded(ends: bool) -> Iterator[None]:
 
 @contextmanager
 def said_of_result(output: str | None) -> Iterator[None]:
-    """Within the context, which shows a result, an interruption has a note that says where it is, if it was saved."""
+    """Within the context, which makes a result and shows it, whatever ends it has a note that says where it is.
+
+    What ends the making itself has a note already, if there is a result. What comes just after it has none.
+    """
+    before = output is not None and Path(output).exists()
     try:
         yield
     except BaseException as error:
-        if output is not None:
+        if output is not None and not before and not notes(error) and Path(output).exists():
             error.add_note(f"the result is in {output}")
         raise
 
