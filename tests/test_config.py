@@ -169,6 +169,20 @@ def test_a_configuration_is_a_presets_name_a_file_or_the_record_of_a_run(tmp_pat
         resolve("bset")
 
 
+@pytest.mark.parametrize("beside", [{"scorer": "kl"}, {"scorer": "kl", "selected": []}])
+def test_options_beside_a_configuration_are_not_ignored(beside, tmp_path):
+    path = tmp_path / "mixed.yaml"
+    path.write_text(yaml.safe_dump({"configuration": {"scorer": "bi", "sparsity": 0.125}, **beside}))
+    with pytest.raises(SubFitError, match="mixed.yaml has options beside its `configuration`, scorer; they belong in there"):
+        resolve(str(path))
+
+
+@pytest.mark.parametrize("given", [{"model": ""}, {"calibration": {"path": ""}}, {"finetune.lr_scheduler": ""}])
+def test_an_empty_value_is_no_value(given):
+    with pytest.raises(SubFitError, match="the value of (model|path|lr_scheduler) is empty; give one, or leave it out"):
+        resolve(given)
+
+
 BAD = {
     "sparsty": (0.5, "unknown option 'sparsty'; did you mean 'sparsity'?"),
     "sparsity": ("much", "sparsity is 'much'; it must be a number"),

@@ -57,8 +57,6 @@ def suffix_of(name: str) -> str:
 
 def _files(path: str, named_in: Sequence[str]) -> Iterator[str]:
     """The files that one path stands for; what is there is taken for itself, also if its name looks like a glob."""
-    if not path:  # which would be the current folder
-        raise SubFitError("the path of a text file is empty")
     if Path(path).is_file():
         if suffix_of(path) not in SUFFIXES:
             raise SubFitError(f"text file {path}: its type is not known; {KNOWN}")

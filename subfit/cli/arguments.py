@@ -10,8 +10,7 @@ from subfit import registry
 from subfit.errors import SubFitError
 from subfit.options.reading import parse
 from subfit.options.sources import Text
-
-EMPTY = "the value of {} is empty; give one, or leave it out"  # such as that of a variable of the shell that is not set
+from subfit.options.typed import EMPTY
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from subfit.interruptions import arrived
+from subfit.options.sources import RECORD
 
 KEPT = {  # what an interrupted command says of the files that it writes, whenever it is interrupted; others write none
     "ablate": "finished cells are kept",
@@ -56,13 +57,21 @@ def said_of_result(output: str | None) -> Iterator[None]:
 
     What ends the making itself has a note already, if there is a result. What comes just after it has none.
     """
-    before = output is not None and Path(output).exists()
+    before = _state(output)
     try:
         yield
     except BaseException as error:
-        if output is not None and not before and not notes(error) and Path(output).exists():
+        if _state(output) != before and not notes(error):
             error.add_note(f"the result is in {output}")
         raise
+
+
+def _state(output: str | None) -> tuple[int, int] | None:
+    """What differs if a folder was written anew, as the result of a resumed run is; None if it is not there."""
+    path = None if output is None else Path(output, RECORD)
+    if path is None or not path.is_file():
+        return None
+    return path.stat().st_ino, path.stat().st_mtime_ns
 
 
 def notes(error: BaseException) -> list[str]:

@@ -1,6 +1,7 @@
 """Lightning's Trainer for a fine-tuning, from the arguments that are given for it."""
 
 import inspect
+import os
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -27,8 +28,8 @@ def check_settings(settings: FineTuning, device: torch.device, model: nn.Module 
 
     Raises:
         SubFitError: if an argument of the Trainer is unknown or has a wrong type, or Lightning makes no Trainer of them, its
-            processes cannot share a batch equally, an optimiser or a schedule does not take its arguments, a loss cannot be
-            found, or the model has fewer layers than are to have adapters.
+            processes cannot share a batch equally, its nodes were not started, an optimiser or a schedule does not take
+            its arguments, a loss cannot be found, or the model has fewer layers than are to have adapters.
     """
     known = inspect.signature(Trainer).parameters
     for name, value in settings.trainer.items():
@@ -54,6 +55,10 @@ def _check_trainer(settings: FineTuning, device: torch.device) -> None:
         with quiet():
             trainer = make_trainer(settings, device, [], [])
         check_shared_equally(settings.batch_size, trainer.num_devices * trainer.num_nodes)
+        if trainer.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():  # it would wait for them
+            raise SubFitError(
+                f"finetune.trainer.num_nodes is {trainer.num_nodes}; no launcher, such as torchrun, has started them"
+            )
     except SubFitError:
         raise
     except Exception as error:  # whatever Lightning, or a class that is named, says

@@ -72,12 +72,19 @@ def read_source(name: str, named_in: Iterable[str] = ()) -> dict[str, Any]:
     """Returns the options in a preset, a YAML or JSON file, or the record of a run; see `find_source`.
 
     Raises:
-        SubFitError: if there is none of this name, or it cannot be read.
+        SubFitError: if there is none of this name, it cannot be read, or it has options that would be ignored.
     """
     if not isinstance(name, str):
         raise SubFitError(f"{name!r} is no configuration; it must be a preset's name or a file")
     content = read_mapping(str(find_source(name, named_in)))
-    return content["configuration"] if isinstance(content.get("configuration"), dict) else content
+    recorded = content.pop("configuration", None)
+    if not isinstance(recorded, dict):
+        return content if recorded is None else {**content, "configuration": recorded}
+    beside = content.keys() & recorded.keys() - {"evaluation"} if "selected" in content else content.keys()
+    if beside:  # no record of a run has them
+        found = ", ".join(map(str, beside))
+        raise SubFitError(f"{name} has options beside its `configuration`, {found}; they belong in there")
+    return recorded
 
 
 def unfold(source: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from subfit.options.reading import parse
 from subfit.options.sources import Text
 from subfit.strategy import Strategy
 
+EMPTY = "the value of {} is empty; give one, or leave it out"  # such as that of a variable of the shell that is not set
 LONGEST = 200  # characters of a value that a message shows
 
 Make = Callable[[type, Any, str, Any], Any]  # makes a strategy of a type from what is given, at a place, with a default
@@ -89,13 +90,15 @@ def typed_arguments(what: Any, given: Mapping[str, Any], place: str, make: Make,
 
 
 def check_fields(given: Any) -> None:
-    """Raises SubFitError if a field of a dataclass has a value that its annotation does not allow.
+    """Raises SubFitError if a field of a dataclass has a value that its annotation does not allow, or an empty string.
 
     So that what is made in Python is refused as what is read from a file is.
     """
     annotations = hints(type(given))
     for field in dataclasses.fields(given):
         value = getattr(given, field.name)
+        if isinstance(value, str) and not value:
+            raise SubFitError(EMPTY.format(field.name))
         if not fits(annotations[field.name], value):
             raise SubFitError(f"{field.name} is {shown(value)}; it must be {describe_annotation(annotations[field.name])}")
 

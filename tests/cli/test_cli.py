@@ -202,7 +202,7 @@ def test_list(capsys):
         (["compress", "--model", "nobody/nothing"], "cannot load the model 'nobody/nothing'"),
         (["evaluate", "."], "cannot load the model '.'"),
         (["evaluate", "{model}", "--reference", ""], "the value of reference is empty; give one, or leave it out"),
-        (["evaluate", "{model}", "--data", "x="], "the path of a text file is empty"),
+        (["evaluate", "{model}", "--data", "x="], "the value of path is empty"),
         (["evaluate", "{model}", "--windows", "0"], "at least 1 window"),
         (["evaluate", "{model}", "--batch_size", "0"], "batch_size is 0; it must be at least 1"),
         (["evaluate", "{model}", "--data", "x=missing.txt"], "text file missing.txt does not exist"),

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from subfit.cli.signals import Terminated, heeded
+from subfit.cli.signals import Terminated, heeded, said_of_result
 from subfit.interruptions import not_lost
 
 
@@ -55,3 +55,19 @@ def test_a_thread_that_is_left_waiting_does_not_keep_an_interrupted_process():
         "signals.PATIENCE = 0.2\nsignals.end_at_last(143)\nsys.exit(143)\n"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 143
+
+
+@pytest.mark.parametrize("there", [False, True])  # as that of an interrupted run is, when it is resumed
+def test_an_interruption_after_a_result_is_written_says_where_it_is(there, tmp_path):
+    output, record = tmp_path / "model", tmp_path / "model" / "compression.json"
+    if there:
+        output.mkdir()
+        record.write_text("{}")
+    for written in (False, True):
+        with pytest.raises(KeyboardInterrupt) as found, said_of_result(str(output)):
+            if written:
+                output.mkdir(exist_ok=True)
+                (tmp_path / "new").write_text("{}")
+                (tmp_path / "new").rename(record)
+            raise KeyboardInterrupt
+        assert getattr(found.value, "__notes__", []) == ([f"the result is in {output}"] if written else [])

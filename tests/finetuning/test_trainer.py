@@ -110,6 +110,7 @@ def test_a_checkpoint_of_the_users_own_can_be_kept(tmp_path):
         ({"trainer": {"callbacks": [{"class_path": "lightning.Nothing"}]}}, "finetune.trainer.callbacks: "),
         ({"trainer": {"max_steps": "many"}}, "max_steps is many; it must be a whole number of at least 1"),
         ({"trainer": {"devices": 3}}, "batch_size is 4; 3 processes cannot share it equally"),
+        ({"trainer": {"num_nodes": 2}}, "num_nodes is 2; no launcher, such as torchrun, has started them"),
         ({"optimizer": {"class_path": "torch.optim.Nothing"}}, "finetune.optimizer: .*torch.optim.Nothing"),
         ({"optimizer": {**SGD, "init_args": {"momentums": 1}}}, "finetune.optimizer: Option 'momentums' is not accepted"),
         ({"lr_scheduler": {"class_path": "torch.optim.lr_scheduler.StepLR"}}, "finetune.lr_scheduler: .*step_size"),
