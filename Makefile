@@ -96,10 +96,11 @@ $(VLLM)/.ready:
 	    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$packages/vllm-0.32.0.dist-info/METADATA
 	touch $@
 
-# A folder for the tests' own Python to find llama.cpp in. It is compiled, for the processor at hand.
+# A folder for the tests' own Python to find llama.cpp in. It is compiled, for the processor at hand: the cache of pip does not
+# know with which arguments.
 LLAMA_PARTS := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=$(CURDIR)/tests/serving/llama.cmake
-$(LLAMA)/.ready: $(VENV)/.runs
-	CMAKE_ARGS='$(LLAMA_PARTS)' $(INSTALL) --no-deps --target $(LLAMA) llama-cpp-python diskcache
+$(LLAMA)/.ready: $(VENV)/.runs tests/serving/llama.cmake
+	CMAKE_ARGS='$(LLAMA_PARTS)' $(INSTALL) --no-deps --upgrade --no-cache-dir --target $(LLAMA) llama-cpp-python diskcache
 	touch $@
 
 test-serving: $(VENV)/.tests $(VLLM)/.ready $(LLAMA)/.ready
