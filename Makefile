@@ -9,7 +9,6 @@ DEMO := build/demo
 MODEL := smollm2-135m
 MANUAL := from pydoc_data.topics import topics; print(*topics.values(), sep='\n\n')
 VLLM := .venv-vllm
-VLLM_NAME = $(shell $(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0.dist-info
 LLAMA := .venv-llama
 EXECUTIONS := 20000
 MOMENTS := 201
@@ -97,12 +96,16 @@ $(VLLM)/.ready:
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	$(VLLM)/bin/python -m pip install --quiet lm-eval==0.4.13 more-itertools==11.2.1
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
-	mkdir -p $(VLLM_NAME) && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $(VLLM_NAME)/METADATA
+	packages=$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	    mkdir -p $$packages/vllm-0.32.0.dist-info && \
+	    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$packages/vllm-0.32.0.dist-info/METADATA
 	touch $@
 
-# A folder for the tests' own Python to find llama.cpp in. It is compiled, for the processor at hand.
-$(LLAMA)/.ready: $(VENV)/.runs
-	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(INSTALL) --constraint constraints.txt --target $(LLAMA) llama-cpp-python diskcache
+# A folder for the tests' own Python to find llama.cpp in. It is compiled, for the processor at hand: the cache of pip does not
+# know with which arguments.
+LLAMA_PARTS := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=$(CURDIR)/tests/serving/llama.cmake
+$(LLAMA)/.ready: $(VENV)/.runs tests/serving/llama.cmake
+	CMAKE_ARGS='$(LLAMA_PARTS)' $(INSTALL) --constraint constraints.txt --upgrade --no-cache-dir --target $(LLAMA) llama-cpp-python diskcache
 	touch $@
 
 test-serving: $(VENV)/.tests $(VLLM)/.ready $(LLAMA)/.ready

@@ -19,6 +19,9 @@ ON_CPU = {  # where not set; elsewhere they have no effect
     "KMP_BLOCKTIME": "0",  # a thread that has nothing to do sleeps, as two models are timed in turns
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # the memory of a prompt stays with the process, and its pages need not be cleared again for the next one
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
