@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from subfit.errors import SubFitError
+from subfit.model.offloading import loaded
 from subfit.model.recording import probe_tokens
 from subfit.model.submodules import decoder_layers, main_output
 
@@ -145,10 +146,11 @@ class ResidualStream:
         Raises:
             SubFitError: if the layer's output is not finite.
         """
-        for batch in self.batches:
-            after = self.run(batch)
-            if not after.isfinite().all():
-                raise SubFitError(f"the residual stream after layer {self.position} has NaN or infinite values")
-            yield batch
-            self.hidden[batch] = after
+        with loaded(self.layers[self.position]):
+            for batch in self.batches:
+                after = self.run(batch)
+                if not after.isfinite().all():
+                    raise SubFitError(f"the residual stream after layer {self.position} has NaN or infinite values")
+                yield batch
+                self.hidden[batch] = after
         self.position += 1
