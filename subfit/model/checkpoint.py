@@ -72,15 +72,18 @@ def save(
 
 
 def _parts_as_saved(model: Any) -> Iterator[dict[str, Any]]:
-    """The parts of a model's state dict in the types that they are saved in, see `state_parts`; of processes that share the
-    weights, the first gets them."""
-    for part in state_parts(model):
-        weights: dict[str, Any] = {}
-        for name, value in part.items():
-            full = full_tensor(value)
-            if is_rank_zero():
-                weights |= as_saved(model, {name: full if full is value else full.cpu()})  # no device need hold them all
-        yield weights
+    """The parts of a model's state dict in the types that they are saved in, see `state_parts`; one at a time is held."""
+    return map(partial(_gathered, model), state_parts(model))
+
+
+def _gathered(model: Any, part: dict[str, Any]) -> dict[str, Any]:
+    """Weights as they are saved; of processes that share them, the first gets them."""
+    weights: dict[str, Any] = {}
+    for name, value in part.items():
+        full = full_tensor(value)
+        if is_rank_zero():
+            weights |= as_saved(model, {name: full if full is value else full.cpu()})  # no device need hold them all
+    return weights
 
 
 def _write_dtype(config: Path, model: Any) -> None:

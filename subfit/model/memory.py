@@ -1,5 +1,6 @@
 """How much memory there is for the weights of a model."""
 
+import ctypes
 import re
 from typing import Literal, get_args
 
@@ -9,6 +10,8 @@ import torch
 from subfit.errors import SubFitError
 
 DeviceMap = Literal["device", "disk", "auto"]
+LARGE = 2**20  # bytes
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 SHARE = 0.5  # of the free memory, for the weights; the rest is for the stream, the moments and what else is computed
 
 
@@ -56,3 +59,13 @@ def _left_by_limits() -> list[int]:
     used = process.memory_info()
     limits = {psutil.RLIMIT_AS: used.vms, psutil.RLIMIT_DATA: used.data}
     return [process.rlimit(kind)[0] - taken for kind, taken in limits.items() if process.rlimit(kind)[0] >= 0]
+
+
+def return_freed_memory() -> None:
+    """Has glibc give large tensors back to the system once they are freed, from here on.
+
+    By default it keeps some of up to 32 MiB, between others that are in use: with each layer read, the process grows.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in every libc
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE)

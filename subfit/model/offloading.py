@@ -15,7 +15,7 @@ from transformers.integrations import accelerate as integration
 
 from subfit.errors import SubFitError
 from subfit.model.dtypes import compute_dtype
-from subfit.model.memory import DeviceMap, check_device_map, exceeds
+from subfit.model.memory import DeviceMap, check_device_map, exceeds, return_freed_memory
 from subfit.model.sizes import weight_bytes
 from subfit.model.submodules import decoder_layers
 from subfit.model.weights import read_weights
@@ -157,6 +157,7 @@ def read_offloaded(load: Callable[..., Any], like: nn.Module, device: torch.devi
         like: a model of this architecture, without weights.
         device: where the model computes.
     """
+    return_freed_memory()
     layers, _ = decoder_layers(like)
     folder = tempfile.TemporaryDirectory(prefix="subfit-weights-")
     with _files_are_not_mapped():

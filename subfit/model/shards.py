@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,19 @@ def write_shards(model: Any, parts: Iterable[dict[str, Tensor]], folder: Path) -
     """Writes a model as its `save_pretrained` does, from parts of its state dict, each to a file of its own.
 
     Args:
-        parts: together the whole; one part is written as transformers writes a state dict.
+        parts: together the whole; one part is written as transformers writes a state dict. One at a time is held.
     """
-    written: list[Path] = []
-    for number, part in enumerate(parts, 1):
+
+    def write(number: int, part: dict[str, Tensor]) -> Path:
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
             place = folder if number == 1 else Path(scratch)
             model.save_pretrained(place, state_dict=dict(part))  # which it empties
-            if number == 1:
-                first = place / SAFE_WEIGHTS_NAME
-            else:
-                written.append((place / SAFE_WEIGHTS_NAME).rename(folder / f"part-{number}"))
-    if written:
-        _write_index([first, *written], folder)
+            file = place / SAFE_WEIGHTS_NAME
+            return file if number == 1 else file.rename(folder / f"part-{number}")
+
+    files = list(map(write, count(1), parts))
+    if len(files) > 1:
+        _write_index(files, folder)
 
 
 def _write_index(files: list[Path], folder: Path) -> None:

@@ -4,6 +4,7 @@ import sys
 import uuid
 from collections.abc import Iterable, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def verify(
                 like = module.SubFitForCausalLM._from_config(config)
             load = partial(read_offloaded, load, like, device)
         found = load(folder, config=config, dtype="auto").eval()
-        wrong = [key for pair in zip(state_parts(found), weights, strict=True) for key in _different(*pair)]
+        wrong = list(chain.from_iterable(map(_different, state_parts(found), weights)))  # one part at a time is held
         if found.dtype != dtype:
             found = found.to(dtype)
         distance = _distance(sample_logits(found), logits)
