@@ -56,11 +56,11 @@ class Recipe:
         attention_bypass: takes the place of each chosen Attention, and of each chosen mixer of tokens of another type.
         ffn_bypass: takes the place of each chosen FeedForward; `attention_bypass` is the bypass of the Attentions itself, so
             that all sites are one group, which may share a basis.
-        sparsity: share of the Attentions, and of the FeedForwards, to replace.
+        sparsity: share of the Attentions, of the other mixers of tokens, and of the FeedForwards, to replace.
         budget: what the sparsity is a share of: `submodules`, `parameters`, `kv_bytes`, `flops` or `latency`; of all but the
             first, net of what the bypasses cost.
-        protect: sites never to replace, such as `ffn.11`, `layer.0` for both of a layer (`layer.-1` is the last), or `ffn`
-            for all of a type.
+        protect: sites never to replace, such as `ffn.11`, `layer.0` for all of a layer (`layer.-1` is the last), or `ffn`,
+            `mixer` or `attention` for all of a type.
         fitting: `one_shot` fits all bypasses on the dense model's stream; `sequential` in depth order, each on the stream
             as the earlier ones have changed it.
         target: what a sequential fit aims at: `branch`, what the branch would add to the changed stream; `dense`, what it

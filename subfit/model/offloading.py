@@ -190,7 +190,8 @@ def _weights_of(layer: nn.Module) -> Iterator[_Weight]:
     for module in layer.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
-                files: Any = module._hf_hook.weights_map
+                hook: Any = module._hf_hook
+                files = hook.weights_map
                 entry = files.dataset.index[f"{files.prefix}{name}"]
                 yield _Weight(module, name, parameter, entry["safetensors_file"], entry.get("weight_name", name))
 

@@ -26,7 +26,7 @@ def write_shards(model: Any, parts: Iterable[dict[str, Tensor]], folder: Path) -
             file = place / SAFE_WEIGHTS_NAME
             return file if number == 1 else file.rename(folder / f"part-{number}")
 
-    files = list(map(write, count(1), parts))
+    files = list(map(write, count(1), filter(None, parts)))  # of a layer without weights there is nothing to write
     if len(files) > 1:
         _write_index(files, folder)
 
