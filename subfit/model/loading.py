@@ -41,8 +41,8 @@ def load(
     """Loads a model, dense or compressed, and its tokenizer.
 
     Args:
-        name: hub name, local folder, `.gguf` file, folder of a compressed model, or `smollm2-135m` or `gemma3-270m`, which come
-            as packages; if there is a folder of this name, it is that folder.
+        name: hub name, local folder, `.gguf` file, folder of a compressed model, or `smollm2-135m` or `gemma3-270m`, which
+            come as packages; if there is a folder of this name, it is that folder.
         dtype: name of a torch dtype, in which the model computes and is saved; `auto` is that of the checkpoint (of a
             quantised `.gguf` file, bfloat16), but computes in float32 where the device would emulate it; see `model.dtypes`.
         device: name of a torch device; `auto` is CUDA where there is one.
