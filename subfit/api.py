@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from subfit.bypass import Substitute
     from subfit.fitting.costs import Unit
     from subfit.fitting.sequential import Target
+    from subfit.model.memory import DeviceMap
     from subfit.scorer import Scorer
     from subfit.selector import Selector
 
@@ -68,6 +69,8 @@ def compress(
     seed: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    device_map: DeviceMap | None = None,
+    max_memory: str | None = None,
     batch_size: int | None = None,
     fsdp: bool | None = None,
     logger: Any = None,
@@ -109,6 +112,8 @@ def compress(
         dtype: data type of weights and computations; `auto` (the default) is the checkpoint's own, but computes in
             float32 where the device would emulate it, and saves the weights in the checkpoint's.
         device: torch device; `auto` (the default) is CUDA where there is one.
+        device_map: where the weights are: on the `device` (the default), on the `disk`, or as they fit (`auto`).
+        max_memory: most memory that they may take with `auto`, such as `8GB` (half of what is free).
         batch_size: windows run at once (8).
         fsdp: whether the processes that torchrun started shard the weights of the decoder layers (no).
         logger: where the run is logged, one logger or a list: names, mappings with `class_path`, or objects (`none`).
@@ -201,7 +206,10 @@ def model_of(options: Options) -> tuple[Any, Any]:
     if options.model is None:
         raise SubFitError("model is null: the configuration is that of a loaded model without a name; give the model")
     if not options.fsdp:
-        return load(options.model, dtype=options.dtype, device=options.device)
+        where: dict[str, Any] = {"device_map": options.device_map, "max_memory": options.max_memory}
+        return load(options.model, dtype=options.dtype, device=options.device, **where)
+    if options.device_map != "device":
+        raise SubFitError("fsdp has the weights on the devices of all processes; leave out device_map")
     device = device_of(options.device)
     init_process_group(device)
     model, tokenizer = load_to_cpu(options.model, options.dtype, options.device)

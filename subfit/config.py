@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what they are in takes seconds to import, which help does n
     from subfit.finetuning.settings import FineTuning
     from subfit.fitting.costs import Unit
     from subfit.fitting.sequential import Target
+    from subfit.model.memory import DeviceMap
     from subfit.model.submodules import Kind
     from subfit.scorer import Scorer
     from subfit.selector import Selector
@@ -55,11 +56,11 @@ class Recipe:
         attention_bypass: takes the place of each chosen Attention, and of each chosen mixer of tokens of another type.
         ffn_bypass: takes the place of each chosen FeedForward; `attention_bypass` is the bypass of the Attentions itself, so
             that all sites are one group, which may share a basis.
-        sparsity: share of the Attentions, and of the FeedForwards, to replace.
+        sparsity: share of the Attentions, of the other mixers of tokens, and of the FeedForwards, to replace.
         budget: what the sparsity is a share of: `submodules`, `parameters`, `kv_bytes`, `flops` or `latency`; of all but the
             first, net of what the bypasses cost.
-        protect: sites never to replace, such as `ffn.11`, `layer.0` for both of a layer (`layer.-1` is the last), or `ffn`
-            for all of a type.
+        protect: sites never to replace, such as `ffn.11`, `layer.0` for all of a layer (`layer.-1` is the last), or `ffn`,
+            `mixer` or `attention` for all of a type.
         fitting: `one_shot` fits all bypasses on the dense model's stream; `sequential` in depth order, each on the stream
             as the earlier ones have changed it.
         target: what a sequential fit aims at: `branch`, what the branch would add to the changed stream; `dense`, what it
@@ -118,6 +119,9 @@ class Options:
         dtype: data type of weights and computations; `auto` is the checkpoint's own (of a quantised `.gguf` file, bfloat16),
             but computes in float32 where the device would emulate it, and saves the weights in the checkpoint's.
         device: torch device; `auto` is CUDA where there is one.
+        device_map: where the weights are: `device`, all on the device; `disk`, those of the decoder layers on the disk, from
+            where they are read while their layer runs; `auto`, the former if they take at most `max_memory`.
+        max_memory: most memory that the weights may take with `auto`, such as `8GB`; half of what is free if not given.
         batch_size: windows run at once.
         fsdp: whether the processes that torchrun has started shard the weights of the decoder layers, for models that do not
             fit on one device.
@@ -137,6 +141,8 @@ class Options:
     seed: int = 0
     dtype: str = "auto"
     device: str = "auto"
+    device_map: DeviceMap = "device"
+    max_memory: str | None = None
     batch_size: int = 8
     fsdp: bool = False
     logger: Any = "none"

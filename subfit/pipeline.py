@@ -26,6 +26,7 @@ from subfit.fitting.substitutes import Plan, plan_of
 from subfit.model.decoder_check import check_decoder
 from subfit.model.digests import tensor_digest
 from subfit.model.finalizing import check_replaceable, finalize, finalized
+from subfit.model.offloading import check_resident
 from subfit.model.portable_code import portable_source
 from subfit.model.processes import broadcast, init_process_group
 from subfit.model.replacing import Replacement, Switch, switched_off
@@ -149,6 +150,8 @@ def check_finetuning(recipe: Recipe, device: torch.device, model: nn.Module | No
             from subfit.finetuning.trainer import check_settings  # and Lightning, which takes seconds
 
         check_settings(recipe.finetune, device, model)
+        if model is not None:
+            check_resident(model, "a fine-tuning")
 
 
 def check_resume(resume: str | None, recipe: Recipe, configuration: Mapping[str, Any]) -> None:

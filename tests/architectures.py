@@ -50,7 +50,12 @@ OWN = {  # what a type needs besides
     **dict.fromkeys(["axk1", "deepseek_v3", "youtu"], {"num_key_value_heads": 4, "head_dim": 4}),
     "bailing_hybrid": {"num_key_value_heads": 4},
     "bamba": {"attn_layer_indices": [1, 3]},
-    "gemma4_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, **GEMMA4},
+    "gemma4_text": {  # as E2B and E4B are: with inputs for each layer, and layers that share keys and values
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        **GEMMA4,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 2,
+    },
     "gemma4_unified_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, **GEMMA4},
     "kimi_linear": {"num_key_value_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},

@@ -19,8 +19,8 @@ A mixer that is no Attention (a state-space model, a convolution, linear attenti
 such as `mixer.3`. Mixers have a budget of their own, as Attentions and FeedForwards have, and the bypass of
 `--attention_bypass` takes their place. What a layer multiplies a submodule's output by, such as Granite's
 `residual_multiplier`, is found, and scorers and fits see what is really added. A submodule that gives values to later
-layers, such as keys that these share, is kept, and a line says so. What a layer gets from the tokens beside the stream is
-not followed: Gemma 4 E2B and E4B, with inputs for each layer, are refused.
+layers, such as keys that these share, is kept, and a line says so. What a layer gets from the tokens beside the stream,
+as the inputs for each layer of Gemma 4 E2B and E4B, it gets while bypasses are fitted, too.
 
 This page is generated: `make families` runs the table anew and compares, and with `UPDATE=1` it writes the page.
 

@@ -8,7 +8,7 @@ from subfit.selector import Selector, pools
 
 
 class PerType(Selector):
-    """Takes the lowest-scored Attentions and, independently, the lowest-scored FeedForwards (arXiv 2606.02559)."""
+    """Takes the lowest-scored Attentions, other mixers and FeedForwards, each type by itself (arXiv 2606.02559)."""
 
     def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site]:
         chosen = []

@@ -32,6 +32,7 @@ from subfit.config import Options
 from subfit.model.digests import tensor_bytes
 from subfit.model.dtypes import describe_dtypes, native
 from subfit.model.loading import device_of, files_of_model
+from subfit.model.offloading import state_parts
 from subfit.scorer import Scorer
 
 END = 1 << 25  # bytes at either end of a large file that are read for its digest
@@ -61,7 +62,8 @@ def calibration_digest(model: Any, tokens: Tensor, batch_size: int) -> str:
     settings = [batch_size, list(tokens.shape), str(model.device.type), config]
     settings += [describe_dtypes(model), torch.__version__, transformers.__version__, version("subfit")]
     pieces = [json.dumps(settings, sort_keys=True, default=str).encode(), tensor_bytes(tokens)]
-    weights = (piece for value in model.state_dict().values() for piece in (str(value.dtype).encode(), tensor_bytes(value)))
+    tensors = (value for part in state_parts(model) for value in part.values())
+    weights = (piece for value in tensors for piece in (str(value.dtype).encode(), tensor_bytes(value)))
     return digest([*pieces, *(path.read_bytes() for path in _sources())], weights)
 
 

@@ -94,7 +94,7 @@ class SharedState:
         return record | described | provenance() | {"dtypes": describe_dtypes(calibration.model)}
 
     def _load(self, options: Options) -> None:
-        source = (options.model, options.dtype, options.device)
+        source = (options.model, options.dtype, options.device, options.device_map, options.max_memory)
         if "model" in self._kept and self._kept["model"][0] != source:
             self._kept.clear()  # all of it holds the other model
         self._latest("model", source, lambda: model_of(options))

@@ -12,6 +12,7 @@ from subfit.calibration.cache import Cache
 from subfit.errors import SubFitError
 from subfit.model.activations import Activations, Branch, watch
 from subfit.model.discovery import find_sites
+from subfit.model.offloading import loaded
 from subfit.model.processes import shard_tokens
 from subfit.model.residual_stream import ResidualStream, returned_lengths
 from subfit.model.submodules import Site
@@ -78,13 +79,14 @@ class Calibration:
         with Stage(label, layers, "layers") as progress:
             for layer in range(layers):
                 here = by_layer.get(layer, [])
-                with ExitStack() as stack:
-                    seen = [stack.enter_context(watch(self.model, site)) for site in here]
-                    for _ in stream.advance():
-                        for site, passed in zip(here, seen, strict=True):
-                            visit(site, passed)
-                for site in here:
-                    done(site)
+                with loaded(stream.layers[layer]):
+                    with ExitStack() as stack:
+                        seen = [stack.enter_context(watch(self.model, site)) for site in here]
+                        for _ in stream.advance():
+                            for site, passed in zip(here, seen, strict=True):
+                                visit(site, passed)
+                    for site in here:
+                        done(site)
                 progress.advance()
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from subfit.model.activations import Activations, watch
+from subfit.model.offloading import check_resident
 from subfit.model.submodules import Site
 
 
@@ -21,7 +22,11 @@ def gradients_of_added(
     Args:
         tokens: (windows, length), on the model's device.
         loss: of the logits (length, vocabulary), in float32, and the tokens (length) of a window.
+
+    Raises:
+        SubFitError: if the weights are on the disk.
     """
+    check_resident(model, "a gradient")
     trained = [p for p in model.parameters() if p.requires_grad]
     with ExitStack() as stack:
         seen = [stack.enter_context(watch(model, site)) for site in sites]

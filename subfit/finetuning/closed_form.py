@@ -7,7 +7,7 @@ from typing import Any
 from subfit.tracking.records import read_record
 
 UNFINISHED = "the run was ended before the fine-tuning was"
-RUN_ONLY = ("output", "resume", "logger", "log_checkpoint", "engine", "device", "fsdp")
+RUN_ONLY = ("output", "resume", "logger", "log_checkpoint", "engine", "device", "device_map", "max_memory", "fsdp")
 NOT_COMPARED = (*RUN_ONLY, "evaluation", "finetune")  # options with which a run may go on otherwise than it began
 
 

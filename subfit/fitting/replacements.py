@@ -1,6 +1,7 @@
 """Fits one substitute, checks what was fitted, and makes it a replacement in the model."""
 
 import copy
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from subfit.model.activations import Branch
 from subfit.model.dtypes import placed
 from subfit.model.folding import folded, output_projection
 from subfit.model.modeling_subfit import Constant, Scale
+from subfit.model.offloading import loaded
 from subfit.model.replacing import BypassReplacement, FoldedReplacement
-from subfit.model.submodules import Site
+from subfit.model.submodules import Site, decoder_layers
 
 
 def fit_bypass(branch: Branch, bypass: Bypass, statistics: Any, shared: Any) -> BypassReplacement:
@@ -26,10 +28,11 @@ def fit_bypass(branch: Branch, bypass: Bypass, statistics: Any, shared: Any) -> 
     Raises:
         SubFitError: if what was fitted does not map the stream's width to itself, or is not finite.
     """
-    with torch.enable_grad(), attribute_errors_to(bypass):
-        module = bypass.fit(branch, statistics, shared)
-    _check_type(module, branch.site, bypass)
-    replacement = BypassReplacement(branch.model, branch.site, module, bypass.reads)
+    with _weights_of(branch, branch.site):
+        with torch.enable_grad(), attribute_errors_to(bypass):
+            module = bypass.fit(branch, statistics, shared)
+        _check_type(module, branch.site, bypass)
+        replacement = BypassReplacement(branch.model, branch.site, module, bypass.reads)
     _check_values(replacement.bypass, branch.site, bypass)
     if has_default_features(bypass) and isinstance(statistics, Moments):
         replacement.explained = _explained_variance(replacement.bypass, statistics)
@@ -44,18 +47,24 @@ def fit_folded_map(
     Raises:
         SubFitError: as `fit_bypass`, or if `source` has no output projection.
     """
-    with torch.enable_grad(), attribute_errors_to(substitute):
-        module = substitute.fit(branch, statistics)
-    _check_type(module, branch.site, substitute)
-    path = output_projection(branch.model, source)
-    linear = branch.model.get_submodule(path)
-    replacement = FoldedReplacement(branch.model, branch.site, path, folded(branch.model, linear, module))
-    weight = next(linear.parameters())
-    module = placed(module, branch.model, weight)
+    with _weights_of(branch, branch.site, source):
+        with torch.enable_grad(), attribute_errors_to(substitute):
+            module = substitute.fit(branch, statistics)
+        _check_type(module, branch.site, substitute)
+        path = output_projection(branch.model, source)
+        linear = branch.model.get_submodule(path)
+        replacement = FoldedReplacement(branch.model, branch.site, path, folded(branch.model, linear, module))
+        module = placed(module, branch.model, next(linear.parameters()))
     _check_values(module, branch.site, substitute)
     if isinstance(statistics, Moments):
         replacement.explained = _explained_variance(module, statistics)
     return replacement, module
+
+
+def _weights_of(branch: Branch, *sites: Site) -> AbstractContextManager[None]:
+    """Has the weights of the layers of some sites in memory."""
+    _, layers = decoder_layers(branch.model)
+    return loaded(*(layers[site.layer] for site in sites))
 
 
 def _check_type(module: Any, site: Site, substitute: Substitute) -> None:

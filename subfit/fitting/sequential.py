@@ -16,10 +16,11 @@ from subfit.fitting.statistics import Collector
 from subfit.fitting.substitutes import FoldedMap, Plan, RetrainedLayer
 from subfit.model.activations import Activations, watch
 from subfit.model.folding import ends_in_linear_layer, last_kept_ffn
+from subfit.model.offloading import check_resident, loaded
 from subfit.model.processes import is_distributed
 from subfit.model.replacing import Replacement, RetrainedReplacement, Switch, switched_off
 from subfit.model.residual_stream import ResidualStream
-from subfit.model.submodules import Site
+from subfit.model.submodules import Site, decoder_layers
 from subfit.progress import Stage
 
 Target = Literal["branch", "dense", "corrected"]
@@ -48,10 +49,12 @@ def fit_sequential(
     fit = _SequentialFit(calibration, plan, target, correction, refit_kept)
     last = max((site.layer for site in (plan if refit_kept is None or not plan else calibration.sites)), default=-1)
     with Stage(f"fitting {len(plan)} bypasses", last + 1, "layers") as progress:
+        _, layers = decoder_layers(calibration.model)
         for layer in range(last + 1):
-            fit.fit_layer(layer)
-            if layer < last:
-                fit.advance(layer)
+            with loaded(layers[layer]):
+                fit.fit_layer(layer)
+                if layer < last:
+                    fit.advance(layer)
             progress.advance()
     return fit.fitted
 
@@ -191,6 +194,7 @@ def _check_retrainable(calibration: Calibration, sites: list[Site]) -> None:
         raise SubFitError(f"{sites[0].name}: a layer can only be retrained as a whole, its Attention and its FeedForward")
     if is_distributed():
         raise SubFitError(f"{sites[0].name}: a layer can only be retrained by a single process")
+    check_resident(calibration.model, f"{sites[0].name}: retraining a layer")
 
 
 def _sources_of_folded_maps(calibration: Calibration, plan: Plan) -> dict[Site, Site]:

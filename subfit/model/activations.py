@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from subfit.errors import SubFitError
+from subfit.model.offloading import loaded
 from subfit.model.processes import unsharded
 from subfit.model.submodules import Site, decoder_layers, first_tensor, main_output
 
@@ -27,7 +28,8 @@ class Branch:
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the core by itself, outside of its layer."""
         _, layers = decoder_layers(self.model)
-        with unsharded(layers[self.site.layer]):
+        layer = layers[self.site.layer]
+        with unsharded(layer), loaded(layer):
             return self.core(*args, **kwargs)
 
     @property

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from subfit.errors import SubFitError
 from subfit.model.digests import RECORD, checkpoint_digests
 from subfit.model.dtypes import as_saved, name_of, saved_dtype, saved_share
 from subfit.model.folders import new_folder
+from subfit.model.offloading import is_offloaded, state_parts
 from subfit.model.processes import full_tensor, is_rank_zero, wait_for_all
+from subfit.model.shards import write_shards
 from subfit.model.verification import sample_logits, verify
 
 SLACK = 1.05  # a checkpoint's size over that of its weights: tokenizer, configuration, picture
@@ -47,24 +50,40 @@ def save(
         SubFitError: if it cannot be written, or does not load as the same model; there is no new folder then.
     """
     logits = sample_logits(model)
-    weights: dict[str, Any] = {}
-    for name, value in model.state_dict().items():
-        full = full_tensor(value)
-        if is_rank_zero():
-            weights |= as_saved(model, {name: full if full is value else full.cpu()})  # no device need hold them all
+    weights: Callable[[], Iterable[dict[str, Any]]]
+    if is_offloaded(model):
+        weights = partial(_parts_as_saved, model)  # read from the disk each time
+    else:
+        (whole,) = _parts_as_saved(model)
+        weights = partial(list, [whole])
     wait_for_all()  # a process that leaves while its last gathering is under way aborts
     if not is_rank_zero():
         return
     with new_folder(output, replace) as folder:
-        model.save_pretrained(folder, state_dict=dict(weights))  # which it empties
+        write_shards(model, weights(), folder)
         _write_dtype(folder / "config.json", model)
-        verify(folder, weights, logits, next(model.parameters()).device, model.dtype)
+        verify(folder, weights(), logits, next(model.parameters()).device, model.dtype, is_offloaded(model))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         draw(record, folder / "scores.png")
         (folder / "README.md").write_text(card(record, Path(output).absolute().name), encoding="utf-8")
         record["files"] = checkpoint_digests(folder)
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _parts_as_saved(model: Any) -> Iterator[dict[str, Any]]:
+    """The parts of a model's state dict in the types that they are saved in, see `state_parts`; one at a time is held."""
+    return map(partial(_gathered, model), state_parts(model))
+
+
+def _gathered(model: Any, part: dict[str, Any]) -> dict[str, Any]:
+    """Weights as they are saved; of processes that share them, the first gets them."""
+    weights: dict[str, Any] = {}
+    for name, value in part.items():
+        full = full_tensor(value)
+        if is_rank_zero():
+            weights |= as_saved(model, {name: full if full is value else full.cpu()})  # no device need hold them all
+    return weights
 
 
 def _write_dtype(config: Path, model: Any) -> None:

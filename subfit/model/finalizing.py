@@ -22,6 +22,12 @@ def check_replaceable(model: Any) -> None:
     known: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
     if known is not type(model):
         raise SubFitError(f"{type(model).__name__} is not a causal language model that AutoModelForCausalLM loads")
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not getattr(quantizer.quantization_config, "dequantize", False):
+        method = getattr(quantizer.quantization_config.quant_method, "value", quantizer.quantization_config.quant_method)
+        raise SubFitError(
+            f"the weights are quantised ({method}), which cannot be saved beside bypasses; give a checkpoint whose are not"
+        )
 
 
 def finalize(model: Any, switches: Sequence[Switch]) -> None:

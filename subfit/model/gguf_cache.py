@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from importlib.metadata import version
@@ -33,11 +33,12 @@ DIGESTS = "digests.json"  # of the files of an entry
 Loaded = tuple[Any, Any]  # a model and its tokenizer
 
 
-def load_gguf(file: Path, dtype: Any) -> Loaded:
+def load_gguf(file: Path, dtype: Any, read: Callable[[Path], Loaded]) -> Loaded:
     """Returns the model in a `.gguf` file, on the CPU, and its tokenizer; from the cache if it is there.
 
     Args:
         dtype: a torch dtype, or `auto`: the one that holds the matrices of the file, bfloat16 if any is quantised.
+        read: reads a model and its tokenizer from a folder.
     """
     name = dtype if dtype == "auto" else name_of(dtype)
     with file.open("rb") as content:
@@ -46,7 +47,7 @@ def load_gguf(file: Path, dtype: Any) -> Loaded:
     entry = cache_folder() / "gguf" / f"{file.stem}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:24]}"
     if not _is_complete(entry) and (converted := _made(entry, file, dtype)) is not None:
         return converted
-    return AutoModelForCausalLM.from_pretrained(entry, dtype="auto"), AutoTokenizer.from_pretrained(entry)
+    return read(entry)
 
 
 def cache_folder() -> Path:

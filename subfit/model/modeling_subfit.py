@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, conversion_mapping
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
@@ -432,7 +432,11 @@ _classes: dict[type, type] = {}
 def compressed_class(dense: type) -> type:
     """Returns the class of compressed models whose dense architecture is the class `dense`."""
     if dense not in _classes:
-        _classes[dense] = type("SubFit" + dense.__name__, (SubFitMixin, dense), {"__module__": __name__})
+        name = "SubFit" + dense.__name__
+        _classes[dense] = type(name, (SubFitMixin, dense), {"__module__": __name__})
+        names_of_weights = conversion_mapping.get_checkpoint_conversion_mapping(dense.__name__)
+        if names_of_weights is not None:  # they differ between files and model, as those of GPT-NeoX
+            conversion_mapping.register_checkpoint_conversion_mapping(name, names_of_weights, overwrite=True)
     return _classes[dense]
 
 

@@ -1,14 +1,16 @@
 """The residual stream of all calibration tokens, advanced through the decoder one layer at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from subfit.errors import SubFitError
+from subfit.model.offloading import loaded
 from subfit.model.recording import probe_tokens
 from subfit.model.submodules import decoder_layers, main_output
 
@@ -44,6 +46,28 @@ class _PassThrough(nn.Module):
         return (given,) + (None,) * (self.returns - 1) if self.returns else given
 
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two arguments of a layer are the same; what is no tensor counts as such."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    return True
+
+
+def _differ(found: list[Arguments], others: list[Arguments]) -> bool:
+    """Whether a tensor among the arguments of a layer is another one."""
+    return not all(_equal(a, b) for a, b in zip(tree_leaves(found), tree_leaves(others), strict=True))
+
+
+def _mappings(arguments: list[Arguments]) -> dict[str, MutableMapping[Any, Any]]:
+    """The mappings that all layers are given by name, in which earlier layers leave values for later ones."""
+    first, *others = (kwargs for _, kwargs in arguments)
+    named = {name: value for name, value in first.items() if isinstance(value, MutableMapping)}
+    return {name: value for name, value in named.items() if all(kwargs.get(name) is value for kwargs in others)}
+
+
 def _first(value: Any, count: int, size: int) -> Any:
     """The part of a layer's argument that belongs to the first `count` windows of a batch of `size`."""
     return value[:count] if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == size else value
@@ -72,7 +96,9 @@ class ResidualStream:
 
     The arguments that each layer needs besides (mask, rotary embedding) are taken from the model's own forward pass, with
     the layers passed through, so that no architecture is implemented here a second time. Only the stream is kept for each
-    token: its memory does not depend on the depth of the model.
+    token: its memory does not depend on the depth of the model. Arguments that depend on the tokens, such as the inputs for
+    each layer of Gemma 4 E2B, are computed anew for each batch; what layers put into a mapping among their arguments, such
+    as keys that later layers share, is carried on for each batch.
 
     Args:
         model: a causal language model, in evaluation mode.
@@ -87,16 +113,25 @@ class ResidualStream:
         self._root, self.layers = decoder_layers(model)
         self.position = 0
         self.batches = [slice(i, min(i + batch_size, len(tokens))) for i in range(0, len(tokens), batch_size)]
-        self._arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        self._arguments: dict[int, list[Arguments]] = {}  # by the number of windows
+        self._carried: dict[int, dict[str, MutableMapping[Any, Any]]] = {}  # by the first window of a batch
         self._returns = returns or returned_lengths(model)
+        for batch in self.batches:
+            stream, arguments = self._pass_through(self.tokens[batch])
+            if batch.start == 0:
+                self.hidden = stream.new_empty((*tokens.shape, stream.shape[-1]))
+            self.hidden[batch] = stream
+            self._arguments.setdefault(len(stream), arguments)
+            self._carried[batch.start] = {name: copy(its) for name, its in _mappings(arguments).items()}
+        others = (self.tokens[self.batches[0]] + 1) % model.get_input_embeddings().weight.shape[0]
+        self._depends_on_tokens = _differ(self._arguments[len(others)], self._pass_through(others)[1])
+
+    @torch.no_grad()
+    def _pass_through(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[Arguments]]:
+        """The stream before the first layer, and the arguments that each layer gets besides."""
         with self._standing_in() as recorders:
-            for batch in self.batches:
-                model.base_model(self.tokens[batch], use_cache=False)  # without the head
-                stream = recorders[0].stream
-                if batch.start == 0:
-                    self.hidden = stream.new_empty((*tokens.shape, stream.shape[-1]))
-                self.hidden[batch] = stream
-                self._arguments.setdefault(len(stream), [recorder.arguments for recorder in recorders])
+            self.model.base_model(tokens, use_cache=False)  # without the head
+            return recorders[0].stream, [recorder.arguments for recorder in recorders]
 
     @contextmanager
     def _standing_in(self, instead: torch.Tensor | None = None) -> Iterator[list[_PassThrough]]:
@@ -111,15 +146,27 @@ class ResidualStream:
     def fork(self) -> "ResidualStream":
         """Returns a second stream at the same position, which can be advanced through another version of the layers."""
         other = object.__new__(ResidualStream)
-        other.__dict__.update(self.__dict__, hidden=self.hidden.clone())
+        carried = {start: {name: copy(its) for name, its in values.items()} for start, values in self._carried.items()}
+        other.__dict__.update(self.__dict__, hidden=self.hidden.clone(), _carried=carried)
         return other
 
     def run(self, batch: slice) -> torch.Tensor:
         """Runs the current layer on one batch and returns the stream after it, (batch, length, d)."""
-        return self.apply(self.layers[self.position], self.hidden[batch])
+        windows, layer = self.hidden[batch], self.layers[self.position]
+        if not self._depends_on_tokens and not self._carried[batch.start]:
+            return self.apply(layer, windows)
+        found = self._arguments[len(windows)] if not self._depends_on_tokens else self._pass_through(self.tokens[batch])[1]
+        args, kwargs = found[self.position]
+        return main_output(layer(windows, *args, **{**kwargs, **self._carried[batch.start]}))
 
     def apply(self, layer: nn.Module, windows: torch.Tensor) -> torch.Tensor:
-        """Runs a layer in the place of the current one on some windows, no more than a batch; (windows, length, d)."""
+        """Runs a layer in the place of the current one on some windows, no more than a batch; (windows, length, d).
+
+        Raises:
+            SubFitError: if it needs to know which windows these are.
+        """
+        if self._depends_on_tokens or any(mapping for named in self._carried.values() for mapping in named.values()):
+            raise SubFitError("a layer whose arguments depend on the tokens cannot be run by itself, nor be retrained")
         size = min(size for size in self._arguments if size >= len(windows))
         args, kwargs = self._arguments[size][self.position]
         if size != len(windows):
@@ -145,10 +192,11 @@ class ResidualStream:
         Raises:
             SubFitError: if the layer's output is not finite.
         """
-        for batch in self.batches:
-            after = self.run(batch)
-            if not after.isfinite().all():
-                raise SubFitError(f"the residual stream after layer {self.position} has NaN or infinite values")
-            yield batch
-            self.hidden[batch] = after
+        with loaded(self.layers[self.position]):
+            for batch in self.batches:
+                after = self.run(batch)
+                if not after.isfinite().all():
+                    raise SubFitError(f"the residual stream after layer {self.position} has NaN or infinite values")
+                yield batch
+                self.hidden[batch] = after
         self.position += 1

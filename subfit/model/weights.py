@@ -7,7 +7,10 @@ from typing import Any
 
 from subfit.errors import SubFitError
 
-logger = logging.getLogger("transformers.modeling_utils")  # which reports such weights in a table, as a warning
+REPORTS = {  # by logger: what is said in a warning, and here in the error, or is meant to be so
+    "transformers.modeling_utils": "LOAD REPORT",
+    "accelerate.big_modeling": "they were offloaded",
+}
 
 
 def read_weights(load: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -34,12 +37,14 @@ def _named(keys: Collection[str]) -> str:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    logger.addFilter(_is_no_report)
+    for name in REPORTS:
+        logging.getLogger(name).addFilter(_is_no_report)
     try:
         yield
     finally:
-        logger.removeFilter(_is_no_report)
+        for name in REPORTS:
+            logging.getLogger(name).removeFilter(_is_no_report)
 
 
 def _is_no_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
+    return REPORTS[record.name] not in record.getMessage()

@@ -283,7 +283,7 @@ def test_lists_and_help_import_nothing_heavy(tmp_path):
             assert f"  --{option}" in help_text, option
     for option in ("finetune.learning_rate", "finetune.lora.rank", "calibration.windows", "evaluation.column"):
         assert f"  --{option} VALUE\n      " in help_text
-    assert "Share of the Attentions, and of the FeedForwards, to replace [0.25]" in help_text
+    assert "Share of the Attentions, of the other mixers of tokens, and of the FeedForwards, to replace [0.25]" in help_text
     for command in ("evaluate", "benchmark", "ablate", "report"):
         assert "usage: subfit" in shown[f"{command} --help"][0] and "--output" in shown["ablate --help"][0]
 

@@ -135,7 +135,7 @@ def installed(command: str) -> None:
     if own:
         assert own[1] is None or own[1] in extras
     else:
-        assert wanted in {*pinned, *(requirement for *_, requirement in EMBEDDED.values())}
+        assert wanted in {*pinned, *(package.install.split()[-1] for package in EMBEDDED.values())}
 
 
 def sweep_file(command: str) -> None:

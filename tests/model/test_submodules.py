@@ -92,8 +92,7 @@ def test_an_attention_whose_keys_and_values_others_use_is_kept_with_a_line(caplo
     assert names == ["ffn.0", "ffn.1", "attention.2", "ffn.2", "attention.3", "ffn.3"]
     (line,) = caplog.messages
     assert line.endswith("give values to later layers, too: model.layers.0.self_attn, model.layers.1.self_attn")
-    with pytest.raises(SubFitError, match="run layer by layer, it .*: values flow beside the stream"):
-        check_decoder(model, find_sites(model))
+    check_decoder(model, find_sites(model))
 
 
 @torch.no_grad()
