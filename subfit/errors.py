@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LONGEST = 500  # characters of what an error of a library says, which may have the content of a file in it
+
 
 class SubFitError(Exception):
     """A user error. The message is one line: what is wrong, where, and what would be right."""
@@ -34,9 +36,13 @@ def missing(path: str | Path, named_in: Iterable[str] = ()) -> str:
 
 
 def summary(error: Exception) -> str:
-    """Returns the first line of what an error of a library says, or all of it where more than that line is needed."""
+    """Returns the first line of what an error of a library says, or all of it where more than that line is needed.
+
+    Of a long one, its two ends.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return " ".join(lines) if lines[0].endswith(":") else lines[0]
+    said = " ".join(lines) if lines[0].endswith(":") else lines[0]
+    return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} ... {said[-LONGEST // 2 :]}"
 
 
 def where(strategy: Any, method: str | None = None) -> str:

@@ -167,13 +167,18 @@ def is_compressed(name: str) -> bool:
 
 
 def files_of_model(name: str) -> list[Path]:
-    """Returns the files that a model is read from, as far as they are on this machine: configuration and weights."""
+    """Returns the files that a model is read from, as far as they are on this machine: configuration and weights.
+
+    Raises:
+        SubFitError: if it cannot be the name of a model.
+    """
     gguf = _gguf_file(name)
     if gguf is not None:
         return [gguf]
     folder = Path(name)
     if not folder.is_dir():
-        cached = try_to_load_from_cache(name, "config.json")
+        with _errors_of(name):  # such as of a name that can be none on the hub
+            cached = try_to_load_from_cache(name, "config.json")
         if not isinstance(cached, str):
             return []
         folder = Path(cached).parent

@@ -9,11 +9,13 @@ import shutil
 import signal
 import tempfile
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from subfit.cli.main import main
+from subfit.model.embedded import EMBEDDED
 
 SLOWEST = 30  # seconds of the processor, after which a command is taken to go on for ever; all are over in one
 LONGEST = 2000  # characters of a message
@@ -42,11 +44,19 @@ class Case:
 def problem(case: Case, world: Path) -> str | None:
     """Runs a case and returns what is wrong with how it ended, in a line that names the place; None if all is well.
 
+    The embedded models are not installed for it: the default one would take minutes where a case names no other.
+
     Args:
         world: a folder of files and folders that the command finds.
     """
     out, err = io.StringIO(), io.StringIO()
-    with _folder(case, world) as folder, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    missing = {name: replace(package, name="not_installed") for name, package in EMBEDDED.items()}
+    with (
+        _folder(case, world) as folder,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        patch.dict(EMBEDDED, missing),
+    ):
         signal.signal(signal.SIGPROF, _too_slow)
         signal.setitimer(signal.ITIMER_PROF, SLOWEST)
         try:
