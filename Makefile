@@ -131,7 +131,7 @@ lock:
 	sed -i 's/^torch==.*/&\n    --hash=sha256:$(strip $(TORCH_FOR_CPUS)) \\/' requirements/torch.txt
 	awk '/^[a-z]/ { kept = /^(triton|nvidia-|cuda-)/ } kept' build/run.txt > requirements/cuda.txt
 	awk '/^[a-z]/ { kept = !/^(torch==|triton|nvidia-|cuda-)/ } kept' build/run.txt > requirements/run.txt
-	awk 'NR == FNR { run[$$1]; next } /^[a-z]/ { kept = !($$1 in run) } kept' build/run.txt build/dev.txt > requirements/dev.txt
+	awk 'NR == FNR { run[$$0]; next } /^[a-z]/ { kept = !($$0 in run) } kept' build/run.txt build/dev.txt > requirements/dev.txt
 
 clean:
 	rm -rf build $(VENV) $(VLLM) $(LLAMA) *.egg-info
