@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, conversion_mapping
+from transformers import PreTrainedConfig
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
@@ -432,6 +432,8 @@ _classes: dict[type, type] = {}
 def compressed_class(dense: type) -> type:
     """Returns the class of compressed models whose dense architecture is the class `dense`."""
     if dense not in _classes:
+        from transformers import conversion_mapping  # with much that the plug-in for vLLM does not need
+
         name = "SubFit" + dense.__name__
         _classes[dense] = type(name, (SubFitMixin, dense), {"__module__": __name__})
         names_of_weights = conversion_mapping.get_checkpoint_conversion_mapping(dense.__name__)
