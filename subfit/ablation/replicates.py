@@ -40,6 +40,7 @@ def _merged(rows: list[Row]) -> Row:
     found["seconds"] = _means([row["seconds"] for row in rows])
     if all("tasks_mean" in row for row in rows):
         found["tasks_mean"] = _tasks([row["tasks_mean"] for row in rows])
+    found.pop("tasks", None)  # the answers of the first seed alone
     return found
 
 

@@ -1,12 +1,13 @@
 """Whether the rows of an ablation differ by more than chance, by paired tests."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from subfit.ablation.figures import line_axis
 from subfit.ablation.measures import Row, axis_label, varying
-from subfit.evaluation.limits import FEWEST_SEEDS, FEWEST_WINDOWS
-from subfit.evaluation.significance import adjusted, paired_p_value
+from subfit.evaluation.limits import FEWEST_ITEMS, FEWEST_SEEDS, FEWEST_WINDOWS
+from subfit.evaluation.significance import adjusted, paired_accuracy_p_value, paired_p_value
 
 SIGNIFICANCE = 0.05  # of all comparisons of a group together
 
@@ -18,15 +19,53 @@ def unresolved(rows: list[Row], axes: Sequence[str], text: str) -> list[Row]:
     rows differ in others, too. Rows with several seeds are tested over the seeds that both have, others over the windows, if
     both were measured on the same. A row that cannot be tested is not returned.
     """
+    return _unresolved(rows, axes, partial(_ratio, text), partial(p_value, text=text))
+
+
+def unresolved_accuracies(rows: list[Row], axes: Sequence[str]) -> list[Row]:
+    """Returns the rows that retain less accuracy than the best one by what may be chance; compared as by `unresolved`, over
+    the items of the tasks, if they are the same."""
+    return _unresolved(rows, axes, _lost, accuracy_p_value)
+
+
+def _unresolved(
+    rows: list[Row],
+    axes: Sequence[str],
+    value: Callable[[Row], float | None],
+    test: Callable[[Row, Row], float | None],
+) -> list[Row]:
+    """The rows whose value, of which lower is better, is not told from the lowest one by a test."""
     found = []
     for group in _groups(rows, axes):
-        finite = [row for row in group if text in row["texts"] and math.isfinite(row["texts"][text]["perplexity_ratio"])]
-        lowest = min(finite, key=lambda row: row["texts"][text]["perplexity_ratio"], default=None)
-        tested = [(row, p_value(lowest, row, text)) for row in finite if lowest is not None and row is not lowest]
+        values = [(number, row) for row in group if (number := value(row)) is not None and math.isfinite(number)]
+        _, lowest = min(values, key=lambda pair: pair[0], default=(None, None))
+        tested = [(row, test(lowest, row)) for _, row in values if lowest is not None and row is not lowest]
         known = [(row, p) for row, p in tested if p is not None]
         joint = adjusted([p for _, p in known])
         found += [row for (row, _), p in zip(known, joint, strict=True) if p >= SIGNIFICANCE]
     return found
+
+
+def _ratio(text: str, row: Row) -> float | None:
+    ratio: float | None = row["texts"].get(text, {}).get("perplexity_ratio")
+    return ratio
+
+
+def _lost(row: Row) -> float | None:
+    """The share of the dense model's accuracy that is lost."""
+    retained = row.get("tasks_mean", {}).get("retained")
+    return None if retained is None else 1 - retained
+
+
+def accuracy_p_value(one: Row, other: Row) -> float | None:
+    """Returns the p-value of two rows' accuracies being equal; None where they cannot be paired. See `unresolved`."""
+    answers = [{name: task.get("correct") for name, task in row.get("tasks", {}).items()} for row in (one, other)]
+    same_files = one.get("depends_on", {}).get("data") == other.get("depends_on", {}).get("data")
+    if not same_files or any(not task or len(task) < FEWEST_ITEMS for each in answers for task in each.values()):
+        return None
+    if not answers[0] or [*map(len, answers[0].values())] != [*map(len, answers[1].values())]:
+        return None
+    return paired_accuracy_p_value([([*map(int, answers[0][name])], [*map(int, answers[1][name])]) for name in answers[0]])
 
 
 def p_value(one: Row, other: Row, text: str) -> float | None:

@@ -37,6 +37,8 @@ def _is_measured(row: dict[str, Any]) -> bool:
         and all(isinstance(text, dict) and _is_text(text) for text in texts.values())
         and "scorer" in row["configuration"]
         and ("tasks_mean" not in row or _are_tasks(row["tasks_mean"]))
+        and _are_mappings(row.get("tasks", {}), *_values(row.get("tasks")))
+        and all(_are_answers(task.get("correct", "")) for task in _values(row.get("tasks")))
         and _are_mappings(row.get("evaluation_tokens", {}), row.get("text_tokens", {}), row.get("finetune", {}))
         and _are_mappings(*row.get("text_tokens", {}).values())
         and all(is_number(seconds.get(stage)) for stage in STAGES)
@@ -67,6 +69,15 @@ def _are_tasks(tasks: Any) -> bool:
         and all(number is None or is_number(number) for number in numbers)
         and all(interval is None or _are_numbers(interval, 2) for interval in intervals)
     )
+
+
+def _values(mapping: Any) -> list[Any]:
+    return list(mapping.values()) if isinstance(mapping, dict) else []
+
+
+def _are_answers(value: Any) -> bool:
+    """Whether a value has a digit for each item of a task, 1 where it is right."""
+    return isinstance(value, str) and set(value) <= {"0", "1"}
 
 
 def _are_mappings(*values: Any) -> bool:

@@ -17,11 +17,11 @@ from subfit.ablation.measures import (
     net_parameters,
     retained_interval,
 )
-from subfit.ablation.resolution import SIGNIFICANCE, unresolved
+from subfit.ablation.resolution import SIGNIFICANCE, unresolved, unresolved_accuracies
 from subfit.ablation.row_format import STAGES
 from subfit.evaluation.limits import FEWEST_ITEMS, FEWEST_SEEDS, FEWEST_WINDOWS
 
-MARK = "≈"  # of a ratio that may be the lowest by chance
+MARK = "≈"  # of a ratio that may be the lowest by chance, or an accuracy that may be the highest
 
 Field = tuple[Any, str]  # what a field is sorted by, and what is shown of it
 
@@ -52,7 +52,9 @@ def columns_of(rows: list[Row], axes: list[str]) -> list[Column]:
         marked = {id(row) for row in unresolved(rows, axes, name)}
         found.append(Column(f"perplexity ratio, {name} ↓", partial(_ratio, name, marked)))
     if any("tasks_mean" in row for row in rows):
-        found += [Column("accuracy retained ↑", _retained), Column("accuracy retained above chance ↑", _above_chance)]
+        marked = {id(row) for row in unresolved_accuracies(rows, axes)}
+        found.append(Column("accuracy retained ↑", partial(_retained, marked)))
+        found.append(Column("accuracy retained above chance ↑", _above_chance))
     return [
         *found,
         Column("same next token ↑", lambda row: _shown(first_text(row)["agreement"], ".0%")),
@@ -71,9 +73,9 @@ def notes(columns: Sequence[Column], rows: list[Row]) -> list[str]:
     if seeds:
         found.append("Ratios are geometric means over the seeds, with Student's intervals over them.")
     if any(text.endswith(MARK) for text in shown):
-        paired = f"paired t-tests over the {'seeds' if seeds else 'windows'}"
-        lowest = "the lowest ratio at the same value of the first numeric axis"
-        found.append(f"{MARK}: not resolved from {lowest} ({paired}, p ≥ {SIGNIFICANCE} after Holm's correction).")
+        paired = f"paired tests over the {'seeds' if seeds else 'windows, or items'}"
+        best = "the lowest ratio, or the highest accuracy, at the same value of the first numeric axis"
+        found.append(f"{MARK}: not resolved from {best} ({paired}, p ≥ {SIGNIFICANCE} after Holm's correction).")
     if any(not text.get("perplexity_ratio_interval") for row in rows for text in row["texts"].values()):
         fewest = f"{FEWEST_SEEDS} seeds" if seeds else f"{FEWEST_WINDOWS} windows"
         found.append(f"A ratio without an interval is from too few measurements: at least {fewest} are needed.")
@@ -111,7 +113,11 @@ def _ratio(text: str, marked: set[int], row: Row) -> Field:
     Args:
         marked: the identities of the rows to mark.
     """
-    value, shown = _with_interval(text, row)
+    return _marked(_with_interval(text, row), marked, row)
+
+
+def _marked(field: Field, marked: set[int], row: Row) -> Field:
+    value, shown = field
     return value, f"{shown} {MARK}" if id(row) in marked else shown
 
 
@@ -128,13 +134,13 @@ def _with_interval(text: str, row: Row) -> Field:
     return value, f"{value:,.{digits}f} [{interval[0]:,.{digits}f}, {interval[1]:,.{digits}f}]"
 
 
-def _retained(row: Row) -> Field:
-    """The accuracy as a share of the reference's, with its 95 % interval."""
+def _retained(marked: set[int], row: Row) -> Field:
+    """The accuracy as a share of the reference's, with its 95 % interval; marked if it may be the highest by chance."""
     tasks = row.get("tasks_mean", {})
     value, shown = _shown(tasks.get("retained"), ".0%")
     if shown and (interval := retained_interval(tasks)):
         shown += f" [{interval[0]:.0%}, {interval[1]:.0%}]"
-    return value, shown
+    return _marked((value, shown), marked, row)
 
 
 def _above_chance(row: Row) -> Field:

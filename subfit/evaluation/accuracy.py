@@ -39,9 +39,10 @@ def describe_scores(scores: TaskScores, dense: TaskScores | None = None) -> dict
 
     Returns:
         `items`, `chance`, `metric` (`acc_norm`, or `acc` where there are no choices), `acc` and `acc_norm` with
-        `..._error`, and `log_likelihood`, the mean of the right continuations'. With a reference, `reference_acc` and
-        `reference_acc_norm`, and of the metric `reference_error`, `difference` (with the paired error), `retained` and
-        `retained_above_chance`, both with a 95 % `..._interval` that allows for the errors of both models.
+        `..._error`, `correct`, a digit for each item, 1 where the metric's answer is right, by which two models are
+        compared on the same items, and `log_likelihood`, the mean of the right continuations'. With a reference,
+        `reference_acc` and `reference_acc_norm`, and of the metric `reference_error`, `difference` (with the paired error),
+        `retained` and `retained_above_chance`, both with a 95 % `..._interval` that allows for the errors of both models.
     """
     result: dict[str, Any] = {
         "items": len(scores.correct),
@@ -52,6 +53,7 @@ def describe_scores(scores: TaskScores, dense: TaskScores | None = None) -> dict
     }
     if scores.correct_norm is not None:
         result |= {"acc_norm": mean(scores.correct_norm), "acc_norm_error": standard_error(scores.correct_norm)}
+    result["correct"] = "".join(str(int(right)) for right in scores.main())
     if scores.log_likelihoods is not None:
         result["log_likelihood"] = mean(scores.log_likelihoods)
     if dense is None:

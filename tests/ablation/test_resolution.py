@@ -54,12 +54,43 @@ def test_differences_that_may_be_chance_are_marked(tmp_path):
         "other windows": False,
         "older": False,
     }
-    assert "≈: not resolved from the lowest ratio" in page and "at least 10 windows are needed" in page
+    assert "≈: not resolved from the lowest ratio, or" in page and "at least 10 windows are needed" in page
     expected = stats.ttest_rel(
         rows[0]["texts"]["evaluation"]["window_losses"], rows[2]["texts"]["evaluation"]["window_losses"]
     )
     assert p_value(rows[0], rows[2], "evaluation") == pytest.approx(expected.pvalue)
     assert p_value(rows[0], rows[3], "evaluation") is None is p_value(rows[0], rows[4], "evaluation")
+
+
+def answered(index, by_task, data="a", **values):
+    """A row with the answers to each task's items, 1 where they are right; half of the dense model's are."""
+    tasks = {name: {"correct": "".join(map(str, answers))} for name, answers in by_task.items()}
+    retained = float(np.mean([np.mean(answers) for answers in by_task.values()])) / 0.5
+    mean = {"retained": retained, "retained_above_chance": None, "reference_accuracy": 0.5}
+    return row(index, **values) | {"tasks": tasks, "tasks_mean": mean, "depends_on": {"data": data}}
+
+
+def test_accuracies_that_may_be_the_highest_by_chance_are_marked(tmp_path):
+    rng = np.random.default_rng(1)
+    best = {name: rng.integers(0, 2, items) for name, items in (("a", 400), ("b", 200))}
+    worse = {share: {n: x * (rng.random(len(x)) > share) for n, x in best.items()} for share in (0.005, 0.3)}
+    rows = [
+        answered(0, best, scorer="best"),
+        answered(1, worse[0.005], scorer="close"),
+        answered(2, worse[0.3], scorer="far"),
+        answered(3, worse[0.005], data="b", scorer="other items"),
+        answered(4, {name: x[:20] for name, x in worse[0.005].items()}, scorer="few"),
+    ]
+    (heading, *cells), page = shown(tmp_path, rows)
+    column = heading.index("accuracy retained ↑")
+    assert {cells[i][0]: cells[i][column].endswith("≈") for i in range(5)} == {
+        "best": False,
+        "close": True,
+        "far": False,
+        "other items": False,
+        "few": False,
+    }
+    assert "≈: not resolved from the lowest ratio, or the highest accuracy" in page
 
 
 def test_rows_are_compared_at_the_same_value_of_a_numeric_axis(tmp_path):

@@ -39,7 +39,8 @@ def test_what_is_retained_has_the_interval_of_its_definition():
 
 def test_without_a_reference_and_without_choices():
     found = describe_scores(GREEDY)
-    assert set(found) == {"items", "chance", "metric", "acc", "acc_error"} and found["metric"] == "acc"
+    assert set(found) == {"items", "chance", "metric", "acc", "acc_error", "correct"} and found["metric"] == "acc"
+    assert found["correct"] == "10" * 20 and describe_scores(CHOICE)["correct"] == "1100" * TENFOLD
     assert describe_scores(GREEDY, DENSE_GREEDY)["retained"] == 0.5
 
 

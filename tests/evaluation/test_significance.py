@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from subfit.evaluation.significance import adjusted, paired_p_value
+from subfit.evaluation.significance import adjusted, paired_accuracy_p_value, paired_p_value
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5, width=16), st.floats(-5, 5, width=16)), min_size=3, max_size=20))
@@ -16,6 +17,21 @@ def test_the_p_value_is_that_of_scipy(pairs):
 def test_measurements_without_any_spread():
     assert paired_p_value([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == 1
     assert paired_p_value([1.0, 2.0, 3.0], [2.0, 3.0, 4.0]) == 0
+
+
+def test_the_p_value_of_accuracies_is_that_of_the_bootstrap():
+    """Items are drawn again with replacement, within each task: how often the mean difference is on the other side of 0."""
+    rng = np.random.default_rng(0)
+    tasks = [(rng.random(items) < 0.5, rng.random(items) < right) for items, right in ((300, 0.55), (120, 0.5), (500, 0.55))]
+    drawn = sum((one.astype(float) - other)[rng.integers(0, len(one), (20_000, len(one)))].mean(1) for one, other in tasks)
+    expected = 2 * min((drawn > 0).mean(), (drawn < 0).mean())
+    found = paired_accuracy_p_value([(one.astype(float), other.astype(float)) for one, other in tasks])
+    assert 0.01 < found < 0.9 and found == pytest.approx(expected, rel=0.1)
+
+
+def test_accuracies_without_any_difference_or_spread():
+    assert paired_accuracy_p_value([([1.0, 0.0], [1.0, 0.0])]) == 1
+    assert paired_accuracy_p_value([([1.0, 1.0], [0.0, 0.0])]) == 0
 
 
 @given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.001, 0.999))
