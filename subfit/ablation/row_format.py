@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from subfit.tracking.records import is_list_of_names, is_size
+from subfit.tracking.records import is_list_of_names, is_size, is_whole
 
 SITE = re.compile(r"(attention|ffn)\.\d+")
 RETAINED = ("retained", "retained_above_chance")
@@ -43,7 +43,7 @@ def _is_measured(row: dict[str, Any]) -> bool:
         and _are_mappings(*row.get("text_tokens", {}).values())
         and all(is_number(seconds.get(stage)) for stage in STAGES)
         and is_size(row["size"])
-        and isinstance(row["size"].get("added_parameters"), int)
+        and is_whole(row["size"].get("added_parameters"))
     )
 
 
@@ -90,5 +90,5 @@ def _are_numbers(values: Any, count: int | None = None) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number, NaN and infinity included."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value is a number, NaN and infinity included; whole ones within 64 bits."""
+    return isinstance(value, float) or is_whole(value)

@@ -14,6 +14,7 @@ from subfit.model.submodules import KINDS, Kind, Site, slot_of
 
 ROUNDING = 0.02  # of a layer's output, in bfloat16, is well below this share of it
 EXACT = 1e-4  # coefficients that differ by less are the same
+TINY = 1e-6  # values that are a smaller share of the mean are not told from 0
 
 logger = logging.getLogger(__name__)
 
@@ -159,11 +160,12 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 def _fit(target: Tensor, columns: list[Tensor]) -> list[float] | None:
     """The coefficients of a sum of tensors that is `target`; None if it is none.
 
-    Values are weighted by their sizes, as those of their rounding errors are. A coefficient is 0 or 1 where it differs from
-    it by no more than six times its standard error.
+    Each value is weighted by its own size and those that it is the sum of, as is the size of its rounding error. A
+    coefficient is 0 or 1 where it differs from it by no more than six times its standard error.
     """
     y, x = target.flatten(), torch.stack([column.flatten() for column in columns], 1)
-    weight = 1 / (y.abs() + y.abs().mean() + torch.finfo(y.dtype).tiny)
+    sizes = y.abs() + x.abs().sum(1)
+    weight = 1 / (sizes + TINY * sizes.mean()).clamp_min(torch.finfo(y.dtype).tiny)
     scale = (x * weight[:, None]).norm(dim=0).clamp_min(torch.finfo(y.dtype).tiny)
     inverse = torch.linalg.pinv(x * weight[:, None] / scale)
     found = inverse @ (y * weight) / scale

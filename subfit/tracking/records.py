@@ -9,6 +9,7 @@ from subfit.options.reading import read_json
 from subfit.options.typed import shown
 
 FORMAT_VERSION = 2  # of a record (`compression.json`, a row of an ablation); those of format 1 have no number
+LARGEST = (1 << 63) - 1
 SITES = ("site", "kind", "layer", "score", "selected", "explained_variance")
 
 
@@ -51,7 +52,12 @@ def is_size(value: Any) -> bool:
     """Whether a part of a record is what `pipeline.compression_sizes` returns, as far as reports use it."""
     counts = ("parameters", "kv_bytes_per_token")
     sides = [value.get(side) for side in ("before", "after")] if isinstance(value, dict) else [None]
-    return all(isinstance(side, dict) and all(isinstance(side.get(name), int) for name in counts) for side in sides)
+    return all(isinstance(side, dict) and all(is_whole(side.get(name)) for name in counts) for side in sides)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number that computations take, within 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:

@@ -44,6 +44,17 @@ def test_norms_before_and_after_a_branch(family, expected):
         assert (site.input_norm is not None, site.output_norm is not None) == expected
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_added_as_it_is_has_a_coefficient_of_1_whatever_the_rounding(seed):
+    """Massive activations, whose rounding in bfloat16 is far larger than what the other values of the stream are."""
+    torch.manual_seed(seed)
+    model = tiny_model()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight[seed] *= 3000
+    assert {site.coefficient for site in find_sites(model.to(torch.bfloat16))} == {1.0}
+
+
 def test_parallel_branches_share_their_norm():
     assert all(site.shares_norm for site in find_sites(tiny_model("phi")))
     assert not any(site.shares_norm for site in find_sites(tiny_model("llama")))
