@@ -91,6 +91,17 @@ class Bypass(Substitute):
         """
         return seen.h if self.reads == "stream" else seen.x
 
+    def targets(self, seen: Activations, y: Tensor) -> Tensor:
+        """Returns what the regression is to give for each token, (windows, tokens, t): y, (windows, tokens, d).
+
+        A bypass whose module goes on after the regression, such as with the branch's output norm, gives what goes into that.
+
+        Args:
+            seen: what passes the branch.
+            y: what the bypass is to give, which `Recipe.target` decides.
+        """
+        return y
+
     def fit_shared(self, sites: list[Site], statistics: Iterable[Any]) -> Any:
         """Returns what all sites of this bypass have in common, such as a basis; `fit` gets it as `shared`.
 

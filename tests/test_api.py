@@ -102,7 +102,8 @@ SIZES = {"calibration": {"windows": 6, "length": 32}, "evaluation": {"windows": 
 TRIED = {"scorer.windows": 2, "scorer.length": 16}
 RUNS = {
     "subfit": ["subfit"],
-    "best": ["best", {**TRIED, "selector.windows": 2, "selector.length": 16}],
+    "best": ["best", {"selector.windows": 2, "selector.length": 16}],
+    "greedy": ["greedy", {**TRIED, "selector.windows": 2, "selector.length": 16}],
     "sleb": ["sleb", {**TRIED, "selector.windows": 2, "selector.length": 16}],
     "replaceme": ["replaceme"],
     "linearpatch": ["linearpatch"],

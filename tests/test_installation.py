@@ -98,10 +98,10 @@ def test_presets_have_names(run, installed):
     listed = json.loads(run("list", "presets", "--json"))["presets"]
     assert all(entry["path"].startswith(str(installed)) and entry["description"] for entry in listed)
     names = [entry["name"] for entry in listed]
-    assert {"best", "subfit", "sleb", "replaceme"} <= set(names)
+    assert {"best", "greedy", "subfit", "sleb", "replaceme"} <= set(names)
     shown = [line.split()[0] for line in run("list", "presets").splitlines() if line.startswith("  ")]
     assert shown == names
-    assert "class_path: greedy" in run("list", "presets", "best")
+    assert "class_path: fisher" in run("list", "presets", "best")
     assert "correction: 0.5" in run("compress", "--config", "best", "--print_config")
 
 

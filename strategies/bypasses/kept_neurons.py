@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from subfit.bypass import Bypass
 from subfit.calibration.moments import Moments
 from subfit.errors import SubFitError
-from subfit.fitting.layers import linear_layer
+from subfit.fitting.layers import ROUNDING, linear_layer
 from subfit.fitting.regression import Centred, centre, check_ridge, factors, ridged, whitener
 from subfit.model.activations import Activations, Branch
 from subfit.model.modeling_subfit import Product, Sum
@@ -21,7 +21,6 @@ from subfit.model.submodules import Site
 
 ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (nn.SiLU, nn.GELU, lambda: nn.GELU(approximate="tanh"), nn.ReLU)
 Layer = tuple[Tensor, Tensor | None]  # weight (units, d), bias (units)
-ROUNDING = 0.02  # of hidden units, in bfloat16, is well below this share of them
 
 
 class KeptNeurons(Bypass):

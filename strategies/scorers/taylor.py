@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from subfit.calibration.capture import Calibration, check_subset
-from subfit.calibration.gradients import gradients_of_added
+from subfit.calibration.gradients import gradients_at_sites
 from subfit.progress import Stage
 from subfit.scorer import Scorer, Scores
 
@@ -31,7 +31,7 @@ class Taylor(Scorer):
         tokens = calibration.subset(self.windows, self.length).to(calibration.device)
         totals = torch.zeros(len(calibration.sites), dtype=torch.float64)
         with Stage("scoring", len(tokens), "windows") as progress:
-            for passed in gradients_of_added(calibration.model, calibration.sites, tokens, _loss):
+            for passed in gradients_at_sites(calibration.model, calibration.sites, tokens, _loss):
                 for index, (seen, gradient) in enumerate(passed):
                     totals[index] += float((gradient.float() * seen.y.detach().float()).sum(-1).abs().sum())
                 progress.advance()

@@ -1,5 +1,6 @@
 """How many neurons every FeedForward keeps, and which, by the Fisher information of each."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -7,11 +8,11 @@ from torch import Tensor, nn
 
 from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration, check_subset
-from subfit.calibration.gradients import gradients_of_added
+from subfit.calibration.gradients import gradients_at_sites
 from subfit.calibration.moments import Moments
 from subfit.errors import SubFitError
 from subfit.fitting.budget import ROUNDING, Budget
-from subfit.fitting.layers import linear_layer
+from subfit.fitting.layers import linear_layer, output_norm_of
 from subfit.fitting.regression import centre, check_ridge
 from subfit.model.activations import Activations, Branch
 from subfit.model.processes import full_tensor
@@ -30,12 +31,13 @@ class Fisher(Selector):
     A neuron adds z w to the stream, z its hidden unit and w its row of the output projection. Without its variation, the
     divergence from the dense model is, to second order, half of
 
-        importance = E[((z - E z) w . g)^2],
+        importance = E[((z - E z) g)^2],
 
-    g the gradient, with respect to what the FeedForward adds, of the loss of tokens that the model draws from what it
-    predicts: Fisher pruning (Theis et al., arXiv 1801.05787). The neurons of all FeedForwards are ranked together, and so
+    g the gradient, with respect to z, of the loss of tokens that the model draws from what it predicts: Fisher pruning
+    (Theis et al., arXiv 1801.05787). The neurons of all FeedForwards are ranked together, and so
     many of each go that the budget is met. Which ones, is seen once more at the fit, by how much units vary on the stream as
-    earlier replacements have changed it; the others make up for them. The run's own bypasses, and the scores, are not used.
+    earlier replacements have changed it; the others make up for them. An output norm (RMSNorm) stays behind those that stay.
+    The run's own bypasses, and the scores, are not used.
 
     Args:
         windows: number of calibration windows to measure on.
@@ -64,36 +66,53 @@ class Fisher(Selector):
     def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> dict[Site, Bypass]:
         if budget.unit != "parameters":
             raise SubFitError(f"fisher: it takes out neurons, which are no {budget.unit}; give the budget parameters")
-        sites = [site for site in scores if site.kind == "ffn" and site.hidden and site.output_norm is None]
+        branches = {site: calibration.branch(site) for site in scores if site.kind == "ffn" and site.hidden}
+        norms = {site: output_norm_of(branch) for site, branch in branches.items()}
+        sites = [site for site, norm in norms.items() if site.output_norm is None or norm is not None]
         if not sites:
-            raise SubFitError("fisher: no FeedForward that may be replaced has neurons, and no output norm behind them")
+            raise SubFitError("fisher: no FeedForward that may be replaced has neurons, and no output norm but RMSNorm")
+        for site in sites:
+            hidden_layers(branches[site])  # or it cannot be fitted
         tokens = calibration.subset(self.windows, self.length).to(calibration.device)
         importance, variances = measure(calibration, sites, tokens, self.seed or 0)
         numbers = numbers_to_keep(importance, budget.goal(), self.least)
         tiny = torch.finfo(torch.float64).tiny
         weights = {site: importance[site] / variances[site].clamp_min(tiny) for site in numbers}
-        return {site: NeuronsOfImportance(number, weights[site], self.ridge) for site, number in numbers.items()}
+        return {site: NeuronsOfImportance(numbers[site], weights[site], self.ridge, norms[site]) for site in numbers}
 
 
 class NeuronsOfImportance(Bypass):
     """z_S V + b, of the most important hidden units, S, and with V the ridge regression towards their own rows, W_S.
 
+    With an output norm, norm(z_S V + b): regressed on is what goes into it, of the same scale as what the branch has there,
+    and other by what the target differs from what the branch gives.
+
     Args:
         number: of units.
         weights: (f), the importance of each hidden unit for its variance.
         ridge: penalty on each row of V - W_S, relative to the variance of its unit.
+        norm: the output norm, if there is one.
     """
 
-    def __init__(self, number: int, weights: Tensor, ridge: float) -> None:
+    def __init__(self, number: int, weights: Tensor, ridge: float, norm: nn.RMSNorm | None = None) -> None:
         self.number = number
         self.weights = weights
         self.ridge = ridge
+        self.norm = norm
 
     def parameters(self, sites: list[Site]) -> int:
-        return sum(self.number * (site.parameters // site.hidden) + site.width for site in sites)
+        return sum(self.number * (site.parameters // site.hidden) + fixed_parameters(site) for site in sites)
 
     def features(self, seen: Activations) -> Tensor:
         return seen.hidden
+
+    def targets(self, seen: Activations, y: Tensor) -> Tensor:
+        if self.norm is None:
+            return y
+        gave, gain = seen.before_norm.float(), self.norm.weight.float()
+        scale = (gave.square().mean(-1, keepdim=True) + (self.norm.eps or 0.0)).sqrt()
+        known = gain.abs() > FLOOR * gain.abs().max()
+        return gave + scale * torch.where(known, (y.float() - self.norm(gave)) / gain, 0.0)
 
     def fit(self, branch: Branch, moments: Moments, shared: None) -> nn.Module:
         c, layers = centre(moments), hidden_layers(branch)
@@ -102,7 +121,13 @@ class NeuronsOfImportance(Bypass):
         variances = xx.diagonal()
         penalty = self.ridge * (variances + FLOOR * variances.mean())
         v = own + torch.linalg.solve(xx + penalty.diag(), c.xy[kept] - xx @ own)
-        return nn.Sequential(*layers.of(kept), linear_layer(v, c.mean_y - c.mean_x[kept] @ v))
+        norm = [] if self.norm is None else [copy.deepcopy(self.norm)]
+        return nn.Sequential(*layers.of(kept), linear_layer(v, c.mean_y - c.mean_x[kept] @ v), *norm)
+
+
+def fixed_parameters(site: Site) -> int:
+    """The parameters beside the neurons: the bias, and the weight of the output norm, if there is one."""
+    return site.width * (1 if site.output_norm is None else 2)
 
 
 @torch.no_grad()
@@ -123,13 +148,12 @@ def measure(
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
         return torch.nn.functional.cross_entropy(logits, drawn, reduction="sum")
 
-    rows = {site: full_tensor(hidden_layers(calibration.branch(site)).output) for site in sites}
     sums = {site: torch.zeros(5, site.hidden, dtype=torch.float64, device=tokens.device) for site in sites}
     with Stage("importance of neurons", len(tokens), "windows") as progress:
-        for passed in gradients_of_added(calibration.model, sites, tokens, loss):
+        for passed in gradients_at_sites(calibration.model, sites, tokens, loss, "hidden"):
             for site, (seen, gradient) in zip(sites, passed, strict=True):
-                z = seen.hidden.detach().flatten(0, -2).double()
-                a = (gradient[0] @ rows[site].T).double().square()  # (w . g)^2
+                z, g = (part.detach().flatten(0, -2).double() for part in (seen.hidden, gradient))
+                a = g * g
                 sums[site] += torch.stack([part.sum(0) for part in (z, z * z, a, z * a, z * z * a)])
             progress.advance()
     importance, variances = {}, {}
@@ -158,7 +182,7 @@ def numbers_to_keep(importance: Mapping[Site, Tensor], goal: float, least: float
         values = torch.cat([importance[site].cpu().double().sort().values[:-1] for site in sites])
         order = (values / size[owner]).argsort(stable=True)
         saved = size[owner[order]].cumsum(0)
-        wanted = (goal + sum(site.width for site in sites)) * (1 - ROUNDING)
+        wanted = (goal + sum(map(fixed_parameters, sites))) * (1 - ROUNDING)
         count = int((saved < wanted).sum()) + 1
         if count > len(saved):
             break

@@ -1,8 +1,8 @@
-"""Gradients of a loss with respect to what the sites add to the stream."""
+"""Gradients of a loss with respect to what passes the sites."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,16 +12,21 @@ from subfit.model.offloading import check_resident
 from subfit.model.submodules import Site
 
 
-def gradients_of_added(
-    model: Any, sites: Sequence[Site], tokens: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+def gradients_at_sites(
+    model: Any,
+    sites: Sequence[Site],
+    tokens: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    of: Literal["y", "hidden"] = "y",
 ) -> Iterator[list[tuple[Activations, Tensor]]]:
-    """Yields for each window what passes each site, and the gradient of a loss with respect to its y, (1, length, d).
+    """Yields for each window what passes each site, and the gradient of a loss with respect to one of its tensors.
 
     Only activations have gradients; those of one window at a time are held, for all layers.
 
     Args:
         tokens: (windows, length), on the model's device.
         loss: of the logits (length, vocabulary), in float32, and the tokens (length) of a window.
+        of: which tensor, see `Activations`.
 
     Raises:
         SubFitError: if the weights are on the disk.
@@ -38,5 +43,5 @@ def gradients_of_added(
         for window in tokens:
             with torch.enable_grad():
                 value = loss(model(window[None], use_cache=False).logits[0].float(), window)
-                gradients = torch.autograd.grad(value, [passed.y for passed in seen])
+                gradients = torch.autograd.grad(value, [getattr(passed, of) for passed in seen])
             yield list(zip(seen, gradients, strict=True))

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,7 +10,7 @@ from subfit.calibration.files import text_files
 from subfit.errors import SubFitError
 from subfit.options.typed import check_fields
 
-SOURCES = ("self", "text", "hub", "repeated")
+SOURCES = ("self", "text", "hub", "repeated", "given")
 LARGEST_SEED = (1 << 31) - 1  # of a calibration; those of evaluations are larger, within the 32 bits that torch uses
 
 
@@ -19,10 +19,10 @@ class Data:
     """Where tokens come from.
 
     Attributes:
-        source: `self` (sampled from the model, no data needed), `text` (files), `hub` (a data set) or `repeated` (random
-            tokens that the second half of a window repeats). Several are joined by `+`, with weights, as in
-            `text:2+self:1`: equal ones if there are none. If not given: text where there is a path, hub where there is a
-            data set, else self.
+        source: `self` (sampled from the model, no data needed), `text` (files), `hub` (a data set), `given` (text where
+            there is a path, hub where there is a data set) or `repeated` (random tokens that the second half of a window
+            repeats). Several are joined by `+`, with weights, as in `text:2+self:1`: equal ones if there are none. If it is
+            not set: what is given, and self where nothing is.
         path: text files, or globs and folders of them: `.txt`, or `.jsonl` and `.parquet` with a column of texts or of
             conversations. Relative to the folder that the command runs in; the files of a folder and of a glob, such as
             `texts/**/*.txt`, are read in sorted order.
@@ -67,36 +67,40 @@ class Data:
 
     def sources(self) -> list[str]:
         """Returns the sources that are mixed."""
-        given = [name for name, value in (("text", self.path), ("hub", self.dataset)) if value]
-        sources = [name for name, _ in self._parts()] if self.source else given or ["self"]
-        for name in sources:
-            if name not in SOURCES:
-                raise SubFitError(f"unknown data source {name!r}; use {', '.join(SOURCES)}, or several joined by +")
-            if sources.count(name) > 1:
-                raise SubFitError(f"data source {self.source!r} names {name} twice, which would give the same tokens twice")
-        for name, needs in (("text", "path"), ("hub", "dataset")):
-            if name in sources and name not in given:
-                raise SubFitError(f"data source {name!r} needs a {needs}")
-        return sources
+        return list(self.weights())
 
     def weights(self) -> dict[str, int]:
         """Returns the sources that are mixed, and the weight of each.
 
         Raises:
-            SubFitError: if a weight is no number above 0.
+            SubFitError: if a source is unknown, named twice or lacks what it needs, or a weight is no number above 0.
         """
-        given = dict(self._parts()) if self.source else {}
-        for name, weight in given.items():
-            if weight is not None and not (weight.isdecimal() and int(weight)):
+        parts = list(self._parts()) or [("self", 1)]
+        names = [name for name, _ in parts]
+        for name in names:
+            if name not in SOURCES:
+                raise SubFitError(f"unknown data source {name!r}; use {', '.join(SOURCES)}, or several joined by +")
+            if names.count(name) > 1:
+                raise SubFitError(f"data source {self.source!r} names {name} twice, which would give the same tokens twice")
+        for name, needs in (("text", "path"), ("hub", "dataset")):
+            if name in names and name not in self._given():
+                raise SubFitError(f"data source {name!r} needs a {needs}")
+        return dict(parts)
+
+    def _given(self) -> list[str]:
+        """The sources that there are data for."""
+        return [name for name, value in (("text", self.path), ("hub", self.dataset)) if value]
+
+    def _parts(self) -> Iterator[tuple[str, int]]:
+        """The names and the weights in `source`."""
+        for part in (self.source or "given").split("+"):
+            name, colon, weight = part.partition(":")
+            if colon and not (weight.isdecimal() and int(weight)):
                 raise SubFitError(
                     f"data source {self.source!r}: {name} has the weight {weight!r}; give a whole number from 1"
                 )
-        return {name: int(given.get(name) or 1) for name in self.sources()}
-
-    def _parts(self) -> list[tuple[str, str | None]]:
-        """The names and the weights, if any, in `source`."""
-        split = [part.partition(":") for part in (self.source or "").split("+")]
-        return [(name, weight if colon else None) for name, colon, weight in split]
+            for each in self._given() if name == "given" else [name]:
+                yield each, int(weight or 1)
 
     def files(self, named_in: Sequence[str] = ()) -> list[str]:
         """Returns the text files that `path` stands for, see `text_files`; none where `text` is no source."""

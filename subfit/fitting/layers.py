@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from subfit.errors import SubFitError
+from subfit.model.activations import Branch
 from subfit.model.modeling_subfit import Scale
+
+ROUNDING = 0.02  # of what a layer gives, in bfloat16, is well below this share of it
 
 
 def rank_for(rank: int | Literal["auto"], allowance: float, fixed: int, per_rank: int, width: int) -> int:
@@ -41,6 +44,22 @@ def linear_layer(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
         if bias is not None:
             layer.bias.copy_(bias)
     return layer
+
+
+@torch.no_grad()
+def output_norm_of(branch: Branch, tokens: int = 64) -> nn.RMSNorm | None:
+    """Returns the RMSNorm of torch that gives what the output norm of a branch gives; None if there is none like it."""
+    if branch.site.output_norm is None:
+        return None
+    norm, width = branch.model.get_submodule(branch.site.output_norm), branch.site.width
+    eps = next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), None)
+    with branch.present():
+        weight = next(branch.core.parameters())
+        x = torch.randn(tokens, width, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+        wanted, of_ones = norm(x).float(), norm(torch.ones_like(x[:1]))[0]
+    like = nn.RMSNorm(width, eps, device=x.device)
+    like.weight.copy_(of_ones * (1 + (like.eps or 0.0)) ** 0.5)
+    return like if (like(x.float()) - wanted).norm() < ROUNDING * wanted.norm() else None
 
 
 def scale_layer(weight: Tensor, bias: Tensor) -> Scale:

@@ -11,7 +11,7 @@ from subfit.bypass import Bypass, Substitute
 from subfit.calibration.moments import Moments
 from subfit.errors import SubFitError, attribute_errors_to, where
 from subfit.fitting.regression import explained_variance
-from subfit.fitting.statistics import has_default_features
+from subfit.fitting.statistics import maps_input_to_output
 from subfit.fitting.substitutes import FoldedMap
 from subfit.model.activations import Branch
 from subfit.model.dtypes import placed
@@ -34,7 +34,7 @@ def fit_bypass(branch: Branch, bypass: Bypass, statistics: Any, shared: Any) -> 
         _check_type(module, branch.site, bypass)
         replacement = BypassReplacement(branch.model, branch.site, module, bypass.reads)
     _check_values(replacement.bypass, branch.site, bypass)
-    if has_default_features(bypass) and isinstance(statistics, Moments):
+    if maps_input_to_output(bypass) and isinstance(statistics, Moments):
         replacement.explained = _explained_variance(replacement.bypass, statistics)
     return replacement
 

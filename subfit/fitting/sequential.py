@@ -140,8 +140,11 @@ class _SequentialFit:
         collector = Collector(substitute.statistics)
         for batch in self._dense.batches if substitute.statistics is not None else ():
             seen = self._run(self._compressed, batch, site, "y" if self._target == "branch" else "x")
-            features = self._source_added[batch] if isinstance(substitute, FoldedMap) else substitute.features(seen)
-            collector.add(features, self._target_of(site, batch, seen))
+            y = self._target_of(site, batch, seen)
+            if isinstance(substitute, FoldedMap):
+                collector.add(self._source_added[batch], y)
+            else:
+                collector.add(substitute.features(seen), substitute.targets(seen, y))
         return collector.compute()
 
     def _target_of(self, site: Site, batch: slice, seen: Activations) -> Tensor:

@@ -116,12 +116,12 @@ def statistics_files(calibration: Calibration) -> Iterator[StatisticsFiles]:
 
 def _has_common_moments(bypass: Bypass) -> bool:
     """Whether a bypass is fitted from the moments of what it reads, which it has in common with other bypasses."""
-    return bypass.statistics is StreamingMoments and has_default_features(bypass)
+    return bypass.statistics is StreamingMoments and maps_input_to_output(bypass)
 
 
-def has_default_features(bypass: Bypass) -> bool:
-    """Whether the features of a bypass are what its module reads."""
-    return type(bypass).features is Bypass.features
+def maps_input_to_output(bypass: Bypass) -> bool:
+    """Whether a bypass is regressed on what its module reads, towards what its branch gives."""
+    return type(bypass).features is Bypass.features and type(bypass).targets is Bypass.targets
 
 
 def _name(site: Site, bypass: Bypass) -> str:
@@ -149,6 +149,6 @@ def _watch(calibration: Calibration, plan: dict[Site, Bypass], done: Done) -> No
     def visit(site: Site, seen: Activations) -> None:
         if site not in collectors:
             collectors[site] = Collector(watched[site].statistics)
-        collectors[site].add(watched[site].features(seen), seen.y)
+        collectors[site].add(watched[site].features(seen), watched[site].targets(seen, seen.y))
 
     calibration.watch_sites(watched, "fitting", visit, lambda site: done(site, collectors.pop(site).compute()))

@@ -27,10 +27,16 @@ class Branch:
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the core by itself, outside of its layer."""
+        with self.present():
+            return self.core(*args, **kwargs)
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """Within the context, the weights of its layer are whole, and in memory."""
         _, layers = decoder_layers(self.model)
         layer = layers[self.site.layer]
         with unsharded(layer), loaded(layer):
-            return self.core(*args, **kwargs)
+            yield
 
     @property
     def output_projection(self) -> Any:
@@ -67,6 +73,13 @@ class Activations:
         """(..., d), what the layer adds to the stream: y, or a multiple of it."""
         coefficient = self._branch.site.coefficient
         return self.y if coefficient == 1 else coefficient * self.y
+
+    @property
+    def before_norm(self) -> Tensor:
+        """(..., d), what the core gives, before the output norm; it is run once more."""
+        args, kwargs = self._arguments
+        gave: Tensor = main_output(self._branch.run(*args, **kwargs))
+        return gave.reshape(self.x.shape)
 
     @property
     def hidden(self) -> Tensor:

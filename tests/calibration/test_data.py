@@ -120,7 +120,7 @@ def test_sources_are_mixed_in_equal_shares(files):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"source": "books"}, "unknown data source 'books'; use self, text, hub, repeated, or several"),
+        ({"source": "books"}, "unknown data source 'books'; use self, text, hub, repeated, given, or several"),
         ({"source": "text"}, "'text' needs a path"),
         ({"source": "hub"}, "'hub' needs a dataset"),
         ({"path": "missing.txt"}, "missing.txt does not exist"),
@@ -172,11 +172,26 @@ def test_sources_are_mixed_by_their_weights(files):
         ("text:+self", "text has the weight ''"),
         ("text:1.5+self", "text has the weight '1.5'"),
         ("text:2+text:1", "names text twice"),
+        ("text+given", "names text twice"),
+        ("self+given:0", "given has the weight '0'"),
     ],
 )
 def test_a_weight_that_is_no_number_above_0_is_refused(source, message):
     with pytest.raises(SubFitError, match=message):
         Data(source=source, path="a.txt")
+
+
+@pytest.mark.parametrize(
+    ("data", "weights"),
+    [
+        ({}, {"self": 15, "repeated": 2}),
+        ({"path": "a.txt"}, {"text": 15, "self": 15, "repeated": 2}),
+        ({"path": "a.txt", "dataset": "somebody/rows"}, {"text": 15, "hub": 15, "self": 15, "repeated": 2}),
+    ],
+)
+def test_given_stands_for_what_there_is(data, weights):
+    assert Data(source="given:15+self:15+repeated:2", **data).weights() == weights
+    assert Data(source="given", **data).weights() == Data(**data).weights()
 
 
 def test_nothing_is_held_out_of_repeated_tokens():

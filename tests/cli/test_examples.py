@@ -20,7 +20,7 @@ LESS = {
     "benchmark": "--prompt_lengths 32 --contexts 16 --batch_sizes 1 --new_tokens 4 --repeats 2 --warmup 1",
 }
 STAGES = ("loading", "reading", "scoring", "selecting", "fitting", "evaluating", "writing", "timing", "[1/2]", "[2/2]")
-LESS_TRIED = "--scorer.length 16 --selector.length 16 --selector.rounds 2 --selector.pool 1.2"
+LESS_TRIED = "--selector.length 16"
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def test_every_preset_compresses_a_model_as_far_as_it_says(path):
     record = result.record
     if options.budget == "submodules":
         assert len(record["selected"]) == 4
-    if path.stem in ("subfit", "best"):
+    if path.stem in ("subfit", "greedy"):
         assert 0 < record["size"]["added_parameters"] <= 0.1 * record["size"]["removed_parameters"]
     if path.stem in ("shortgpt", "uidl", "replaceme", "replaceme_cosine", "llm_drop", "sleb", "blockpruner", "evopress"):
         assert record["size"]["added_parameters"] == 0

@@ -23,7 +23,7 @@ RECORDED = ("scores", "selected", "explained_variance", "size", "evaluation")
 RECIPES = {
     "subfit": {"config": "subfit"},
     "sequential": {"config": "subfit", "fitting": "sequential"},
-    "best": {"config": "best"},
+    "greedy": {"config": "greedy"},
     "refit": {"config": "subfit", "fitting": "sequential", "refit_kept": 0.1},
     "folded": {
         "fitting": "sequential",

@@ -16,8 +16,8 @@ TINY = ("windows=1", "length=64")
 SMALL = ("--calibration.windows=4", "--calibration.length=128")
 GIVEN = {  # by name; how much is calibrated does not matter for the last two
     "subfit": ("--config=subfit", "--calibration.windows=16", "--calibration.length=256"),
-    "best": ("--config=best", *SMALL, *(f"--{part}.{size}" for part in ("scorer", "selector") for size in TINY)),
-    "kept_neurons": ("--config=subfit", *SMALL, "--ffn_bypass=kept_neurons"),
+    "best": ("--config=best", *SMALL),
+    "greedy": ("--config=greedy", *SMALL, *(f"--{part}.{size}" for part in ("scorer", "selector") for size in TINY)),
 }
 
 

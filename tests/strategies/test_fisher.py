@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM
 import subfit
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
+from subfit.fitting.layers import output_norm_of
 from subfit.fitting.one_shot import fit_one_shot
+from subfit.model.activations import watch
 from subfit.model.checkpoint import save
 from subfit.pipeline import compress_model
 from subfit.strategies.selectors.fisher import (
@@ -96,9 +98,58 @@ def test_what_is_kept_is_ridge_regression_towards_the_own_weights():
     np.testing.assert_allclose(replacement.bypass[-1].weight.detach().numpy().T, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_a_model_loses_neurons_and_keeps_every_attention(tmp_path):
+@pytest.mark.parametrize("family", ["gemma3_text", "olmo2"])
+def test_an_output_norm_stays_and_what_goes_into_it_is_fitted(family):
+    model, tokens = tiny_model(family), tiny_tokens(16)
+    calibration = Calibration(model, tokens)
+    site, layer = ffns(calibration)[1], model.model.layers[1]
+    module, seen = layer.post_feedforward_layernorm, {}
+    hooks = [
+        layer.mlp.down_proj.register_forward_pre_hook(lambda m, args: seen.update(z=args[0])),
+        module.register_forward_hook(lambda m, args, out: seen.update(o=args[0], y=out)),
+    ]
+    with torch.no_grad():
+        model(tokens)
+    for hook in hooks:
+        hook.remove()
+    found = output_norm_of(calibration.branch(site))
+    torch.testing.assert_close(found(seen["o"]), seen["y"])
+    weights = torch.ones(site.hidden).double()
+    whole, part = (NeuronsOfImportance(number, weights, 0.3, found) for number in (site.hidden, 8))
+    (all_kept,), (some_kept,) = (fit_one_shot(Calibration(model, tokens), {site: bypass}) for bypass in (whole, part))
+    assert sum(p.numel() for p in some_kept.bypass.parameters()) == part.parameters([site])
+    with torch.no_grad():
+        torch.testing.assert_close(all_kept.bypass[-1](all_kept.bypass[-2](seen["z"])), seen["y"], rtol=1e-3, atol=1e-4)
+    z, o = (seen[key].flatten(0, 1).double() for key in "zo")
+    units = z.var(0).topk(8).indices.sort().values
+    z, own = z[:, units], layer.mlp.down_proj.weight.detach().double().T[units]
+    zc, oc = z - z.mean(0), o - o.mean(0)
+    penalty = 0.3 * (zc.var(0, correction=0) + 1e-3 * zc.var(0, correction=0).mean())
+    drawn = torch.cat([zc, (len(z) * penalty).sqrt().diag()])
+    expected = own + torch.linalg.lstsq(drawn, torch.cat([oc - zc @ own, torch.zeros_like(own)])).solution
+    torch.testing.assert_close(some_kept.bypass[-2].weight.detach().T.double(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_to_go_into_the_norm_gives_the_target_to_first_order():
+    model, tokens = tiny_model("gemma3_text"), tiny_tokens(2)
+    calibration = Calibration(model, tokens)
+    site = ffns(calibration)[1]
+    norm = output_norm_of(calibration.branch(site))
+    bypass = NeuronsOfImportance(8, torch.ones(site.hidden), 0.3, norm)
+    with torch.no_grad(), watch(model, site) as seen:
+        model(tokens)
+    gave = seen.before_norm
+    torch.testing.assert_close(bypass.targets(seen, seen.y), gave)
+    change = gave.std() * torch.randn(gave.shape, generator=torch.Generator().manual_seed(0))
+    wanted = norm(gave + 0.1 * change)
+    left = norm(bypass.targets(seen, wanted)) - wanted
+    assert left.norm() < 0.01 * (wanted - seen.y).norm()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "olmo2"])
+def test_a_model_loses_neurons_and_keeps_every_attention(family, tmp_path):
     made = recipe(selector="fisher", budget="parameters", sparsity=0.25, fitting="sequential", target="corrected")
-    dense = tiny_model()
+    dense = tiny_model(family)
     layers = sum(p.numel() for p in dense.model.layers.parameters())
     norms = sum(p.numel() for name, p in dense.model.layers.named_parameters() if "norm" in name)
     result = compress_model(dense, tiny_tokens(32), made, evaluation=tiny_tokens(4))
