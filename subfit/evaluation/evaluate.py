@@ -19,6 +19,7 @@ from subfit.evaluation.zero_shot import score_task
 from subfit.model.digests import recorded_digests
 from subfit.model.dtypes import describe_dtypes
 from subfit.model.loading import load
+from subfit.model.memory import DeviceMap
 from subfit.model.sizes import cache_size
 from subfit.options.checked import checked
 from subfit.progress import Stage
@@ -42,6 +43,8 @@ def evaluate(
     seed: int = 0,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: DeviceMap = "device",
+    max_memory: str | None = None,
     batch_size: int = 4,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
@@ -61,7 +64,8 @@ def evaluate(
         prompts: texts that the models continue, see `evaluation.generation.compare_generations`.
         new_tokens: tokens to write after a prompt, at most.
         seed: seed of sampling and of resampling.
-        dtype, device, trust_remote_code: of both models, as for `load`.
+        dtype, device, device_map, trust_remote_code: of both models, as for `load`.
+        max_memory: of each of them, as for `load`.
         batch_size: windows, or sequences of 512 tokens, run at once.
 
     Returns:
@@ -80,7 +84,8 @@ def evaluate(
     calibration = calibration_of(model)
     local, named = _tasks(tasks, limit)
     manager = harness.find_tasks(named) if named else None
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map, "max_memory": max_memory}
+    options["trust_remote_code"] = trust_remote_code
     seconds, start = dict[str, float](), time.perf_counter()
 
     def finish(stage: str) -> None:

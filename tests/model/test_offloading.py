@@ -1,6 +1,7 @@
 """A model whose decoder layers stay on the disk is compressed as one in memory, where this one does not fit."""
 
 import contextlib
+import json
 import resource
 import shutil
 import subprocess
@@ -13,7 +14,9 @@ import torch
 from conftest import FAMILIES, tiny_model, tiny_tokenizer, tiny_tokens
 
 import subfit
+from subfit.cli.main import main
 from subfit.errors import SubFitError
+from subfit.evaluation import evaluate
 from subfit.model import memory
 from subfit.model.offloading import is_offloaded, loaded, state_parts
 from subfit.model.submodules import decoder_layers
@@ -66,6 +69,36 @@ def test_bit_equal_to_a_compression_in_memory(tmp_path, text_file, family, given
     tokens = tiny_tokens(2)
     assert torch.equal(c(tokens).logits, a(tokens).logits)
     assert torch.equal(c.generate(tokens, max_new_tokens=3), a.generate(tokens, max_new_tokens=3))
+
+
+@pytest.mark.parametrize("where", [["disk"], ["auto", "--max_memory", "1KB"]], ids=" ".join)
+def test_an_evaluation_gives_the_numbers_of_one_in_memory(tmp_path, text_file, where, capsys, monkeypatch):
+    folder = folder_of("llama", tmp_path)
+    _, made = compressed(folder, text_file, "disk")
+    task = tmp_path / "task.jsonl"
+    task.write_text("".join(json.dumps({"query": f"{i} + 1 =", "choices": ["1", "3"], "gold": 0}) + "\n" for i in range(4)))
+    given = [
+        str(made),
+        "--reference",
+        str(folder),
+        "--data",
+        f"text={text_file}",
+        "samples=self",
+        "--windows",
+        "2",
+        "--length",
+    ]
+    given += ["24", "--tasks", str(task), "--probes", "--prompts", "7 times 7 is", "--new_tokens", "4", "--json"]
+    opened, found = [], []
+    monkeypatch.setattr(
+        evaluate, "load", lambda *args, **options: opened.append(subfit.load(*args, **options)) or opened[-1]
+    )
+    for more in ([], ["--device_map", *where]):
+        assert main(["evaluate", *given, *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+        del found[-1]["seconds"]
+    assert [is_offloaded(model) for model, _ in opened] == [False, False, True, True]
+    assert found[0] == found[1]
 
 
 def test_weights_are_in_memory_only_while_they_are_needed(tmp_path):
