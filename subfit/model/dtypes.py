@@ -117,7 +117,12 @@ def _tell(name: str, what: str) -> None:
 
 
 def compute_natively(model: Any, device: torch.device) -> None:
-    """Makes a model compute in float32 if the device would emulate its type; its weights keep their values and that type."""
+    """Makes a model compute in float32 if the device would emulate its type; its weights keep their values and that type.
+
+    One whose weights are quantised computes as it is.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        return
     own = model.dtype
     wide = compute_dtype(own, device)
     if wide != own:

@@ -18,6 +18,7 @@ from subfit.cli.main import main
 from subfit.errors import SubFitError
 from subfit.evaluation import evaluate
 from subfit.model import memory
+from subfit.model.loading import load_placed
 from subfit.model.offloading import is_offloaded, loaded, state_parts
 from subfit.model.submodules import decoder_layers
 
@@ -90,9 +91,7 @@ def test_an_evaluation_gives_the_numbers_of_one_in_memory(tmp_path, text_file, w
     ]
     given += ["24", "--tasks", str(task), "--probes", "--prompts", "7 times 7 is", "--new_tokens", "4", "--json"]
     opened, found = [], []
-    monkeypatch.setattr(
-        evaluate, "load", lambda *args, **options: opened.append(subfit.load(*args, **options)) or opened[-1]
-    )
+    monkeypatch.setattr(evaluate, "load_placed", lambda *args: opened.append(load_placed(*args)) or opened[-1])
     for more in ([], ["--device_map", *where]):
         assert main(["evaluate", *given, *more]) == 0
         found.append(json.loads(capsys.readouterr().out))
