@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from subfit.errors import SubFitError
 from subfit.model.processes import is_rank_zero
+from subfit.model.quantised import is_quantised
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -121,7 +122,7 @@ def compute_natively(model: Any, device: torch.device) -> None:
 
     One whose weights are quantised computes as it is.
     """
-    if getattr(model, "hf_quantizer", None) is not None:
+    if is_quantised(model):
         return
     own = model.dtype
     wide = compute_dtype(own, device)

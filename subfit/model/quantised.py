@@ -89,6 +89,12 @@ def read_dequantised(
     return model
 
 
+def is_quantised(model: Any) -> bool:
+    """Whether weights of a model in memory are quantised."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    return quantizer is not None and not getattr(quantizer.quantization_config, "dequantize", False)
+
+
 def how_to_dequantise(quantizer: Any) -> str:
     """Returns what to do about weights that are quantised by what `quantizer` does."""
     load = "give subfit.compress the model that AutoModelForCausalLM.from_pretrained"
@@ -102,7 +108,7 @@ def how_to_dequantise(quantizer: Any) -> str:
 
 def forget_names(model: Any) -> None:
     """Has transformers save a de-quantised model as a dense one: some of what it was loaded by cannot be reversed."""
-    if getattr(model, "hf_quantizer", None) is not None:
+    if is_quantised(model):
         return
     try:
         for conversion in getattr(model, "_weight_conversions", None) or ():
