@@ -21,8 +21,10 @@ from subfit.export.llama_check import check_for_llama_cpp
 from subfit.finetuning.settings import FineTuning
 from subfit.model.checkpoint import check_space
 from subfit.model.dtypes import describe_dtypes, rounding_of
-from subfit.model.loading import device_of, load, load_to_cpu
+from subfit.model.loading import device_of, load, load_placed, load_to_cpu
+from subfit.model.offloading import Places
 from subfit.model.processes import init_process_group, shard_model
+from subfit.model.quantised import forget_names
 from subfit.options.typed import shown
 from subfit.pipeline import Compression, check_finetuning, check_resume, check_resumed_tokens, compress_model
 from subfit.progress import Stage
@@ -205,15 +207,14 @@ def model_of(options: Options) -> tuple[Any, Any]:
     """
     if options.model is None:
         raise SubFitError("model is null: the configuration is that of a loaded model without a name; give the model")
+    places = Places(device_of(options.device), options.device_map, options.max_memory, dequantised=True)
     if not options.fsdp:
-        where: dict[str, Any] = {"device_map": options.device_map, "max_memory": options.max_memory}
-        return load(options.model, dtype=options.dtype, device=options.device, **where)
+        return load_placed(options.model, options.dtype, places)
     if options.device_map != "device":
         raise SubFitError("fsdp has the weights on the devices of all processes; leave out device_map")
-    device = device_of(options.device)
-    init_process_group(device)
-    model, tokenizer = load_to_cpu(options.model, options.dtype, options.device)
-    shard_model(model, device)
+    init_process_group(places.device)
+    model, tokenizer = load_to_cpu(options.model, options.dtype, places)
+    shard_model(model, places.device)
     return model, tokenizer
 
 
@@ -263,6 +264,7 @@ def _on_loaded(options: Options, model: PreTrainedModel) -> Options:
     if options.fsdp:
         raise SubFitError("fsdp divides a model as it is loaded; give the model's name")
     model.train(False)
+    forget_names(model)
     name = getattr(model.config, "_name_or_path", "") or None
     chosen = dtype if rounding_of(model) is None else "auto"
     found = dataclasses.replace(options, model=name, dtype=chosen, device=str(model.device))

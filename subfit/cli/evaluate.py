@@ -43,6 +43,12 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="Seed of sampling and of resampling [0].")
     parser.add_argument("--dtype", default="auto", help="Data type of weights and computations [auto].")
     parser.add_argument("--device", default="auto", help="Torch device [auto].")
+    where = (
+        "Where the weights are: all on the device, those of the decoder layers on the disk, or as they fit (auto) [device]."
+    )
+    parser.add_argument("--device_map", default="device", metavar="{device,disk,auto}", help=where)
+    most = "Most memory that the weights of a model may take with auto, such as 8GB; half of what is free if not given."
+    parser.add_argument("--max_memory", help=most)
     parser.add_argument("--batch_size", type=int, default=4, help="Windows, or sequences of 512 tokens, run at once [4].")
     parser.add_argument("--trust_remote_code", action="store_true", help="Let code in a checkpoint run.")
     parser.add_argument("--json", action="store_true", help="Print the result as JSON.")

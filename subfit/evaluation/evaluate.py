@@ -18,7 +18,9 @@ from subfit.evaluation.texts import calibration_of, domains, named_texts
 from subfit.evaluation.zero_shot import score_task
 from subfit.model.digests import recorded_digests
 from subfit.model.dtypes import describe_dtypes
-from subfit.model.loading import load
+from subfit.model.loading import device_of, load_placed
+from subfit.model.memory import DeviceMap
+from subfit.model.offloading import Places
 from subfit.model.sizes import cache_size
 from subfit.options.checked import checked
 from subfit.progress import Stage
@@ -42,13 +44,16 @@ def evaluate(
     seed: int = 0,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: DeviceMap = "device",
+    max_memory: str | None = None,
     batch_size: int = 4,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Returns a model's perplexity on texts, accuracy on tasks, what it writes and more; beside those of a reference.
 
     Args:
-        model, reference: names of models, as for `load`. They must have the same vocabulary.
+        model, reference: names of models, as for `load`, with the same vocabulary. Quantised weights are de-quantised, see
+            `model.quantised`.
         data: texts by name, or a single one; those of the source `self` are sampled from the reference, or else from the
             model itself. If not given, and no task, prompt or probe is either: one such sample.
         stride: tokens from window to window of the texts; see `evaluation.perplexity.read_windows`. Beside texts, sampled
@@ -61,7 +66,8 @@ def evaluate(
         prompts: texts that the models continue, see `evaluation.generation.compare_generations`.
         new_tokens: tokens to write after a prompt, at most.
         seed: seed of sampling and of resampling.
-        dtype, device, trust_remote_code: of both models, as for `load`.
+        dtype, device, device_map, trust_remote_code: of both models, as for `load`.
+        max_memory: of each of them, as for `load`.
         batch_size: windows, or sequences of 512 tokens, run at once.
 
     Returns:
@@ -80,17 +86,19 @@ def evaluate(
     calibration = calibration_of(model)
     local, named = _tasks(tasks, limit)
     manager = harness.find_tasks(named) if named else None
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    places = Places(device_of(device), device_map, max_memory, dequantised=True)
     seconds, start = dict[str, float](), time.perf_counter()
 
     def finish(stage: str) -> None:
         nonlocal start
         seconds[stage], start = round(time.perf_counter() - start, 3), time.perf_counter()
 
-    subject, tokenizer = load(model, verify=recorded_digests(model) is not None, **options)
+    subject, tokenizer = load_placed(model, dtype, places, trust_remote_code, recorded_digests(model) is not None)
     dense = None
     if reference is not None:
-        dense, its_tokenizer = load(reference, verify=recorded_digests(reference) is not None, **options)
+        dense, its_tokenizer = load_placed(
+            reference, dtype, places, trust_remote_code, recorded_digests(reference) is not None
+        )
         _check_vocabularies(subject, dense, tokenizer, its_tokenizer)
     finish("load")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard
 
 from subfit.errors import SubFitError
@@ -18,7 +19,8 @@ from subfit.export.gguf_verification import verify_gguf
 from subfit.export.llama_engine import QUANTISED, quantise, require
 from subfit.export.llama_family import plan_of
 from subfit.model.dtypes import saved_dtype
-from subfit.model.loading import load
+from subfit.model.loading import load_placed
+from subfit.model.offloading import Places
 from subfit.options.checked import checked
 from subfit.progress import Stage
 from subfit.tracking.atomic import whole_file
@@ -52,7 +54,7 @@ def export_gguf(
     """
     path = Path(output)
     _check(path, type, verify)
-    opened, tokenizer = load(model, device="cpu", trust_remote_code=trust_remote_code)
+    opened, tokenizer = load_placed(model, "auto", Places(torch.device("cpu"), dequantised=True), trust_remote_code)
     kind = TYPE_OF[saved_dtype(opened)] if type == "auto" else type
     plan, vocabulary = prepare(opened.float(), tokenizer)  # the same weights: a check in fewer bits would see little
     about = _about(model, opened)

@@ -13,6 +13,7 @@ from subfit.model.dtypes import as_saved, name_of, saved_dtype, saved_share
 from subfit.model.folders import new_folder
 from subfit.model.offloading import is_offloaded, state_parts
 from subfit.model.processes import full_tensor, is_rank_zero, wait_for_all
+from subfit.model.quantised import as_they_came, write_section
 from subfit.model.shards import write_shards
 from subfit.model.verification import sample_logits, verify
 
@@ -60,8 +61,9 @@ def save(
     if not is_rank_zero():
         return
     with new_folder(output, replace) as folder:
-        write_shards(model, weights(), folder)
+        write_shards(model, map(partial(as_they_came, model), weights()), folder)
         _write_dtype(folder / "config.json", model)
+        write_section(folder, model)
         verify(folder, weights(), logits, next(model.parameters()).device, model.dtype, is_offloaded(model))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from subfit.errors import SubFitError
 from subfit.model.processes import is_rank_zero
+from subfit.model.quantised import is_quantised
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -117,7 +118,12 @@ def _tell(name: str, what: str) -> None:
 
 
 def compute_natively(model: Any, device: torch.device) -> None:
-    """Makes a model compute in float32 if the device would emulate its type; its weights keep their values and that type."""
+    """Makes a model compute in float32 if the device would emulate its type; its weights keep their values and that type.
+
+    One whose weights are quantised computes as it is.
+    """
+    if is_quantised(model):
+        return
     own = model.dtype
     wide = compute_dtype(own, device)
     if wide != own:

@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from subfit.errors import SubFitError
 from subfit.model.modeling_subfit import FORMAT_VERSION, Shared, compressed_class, describe
 from subfit.model.portable_code import portable_source
+from subfit.model.quantised import how_to_dequantise, is_quantised
 from subfit.model.replacing import StandIn, Switch
 from subfit.model.sizes import counts_tokens
 
@@ -22,11 +23,11 @@ def check_replaceable(model: Any) -> None:
     known: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
     if known is not type(model):
         raise SubFitError(f"{type(model).__name__} is not a causal language model that AutoModelForCausalLM loads")
-    quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None and not getattr(quantizer.quantization_config, "dequantize", False):
+    if is_quantised(model):
+        quantizer = model.hf_quantizer
         method = getattr(quantizer.quantization_config.quant_method, "value", quantizer.quantization_config.quant_method)
         raise SubFitError(
-            f"the weights are quantised ({method}), which cannot be saved beside bypasses; give a checkpoint whose are not"
+            f"the weights are quantised ({method}), which cannot be saved beside bypasses; {how_to_dequantise(quantizer)}"
         )
 
 

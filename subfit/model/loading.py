@@ -60,20 +60,23 @@ def load(
         SubFitError: if there is no such model, it cannot be read, its weights are not those of its configuration, or they
             were changed since they were written, where that is verified.
     """
+    return load_placed(name, dtype, Places(device_of(device), device_map, max_memory), trust_remote_code, verify)
+
+
+def load_placed(
+    name: str, dtype: str, places: Places, trust_remote_code: bool = False, verify: bool = False
+) -> tuple[Any, Any]:
+    """Loads a model and its tokenizer, as `load` does, to where `places` says."""
     if verify:
         check_digests(name)
-    target = device_of(device)
-    model, tokenizer = load_to_cpu(name, dtype, device, trust_remote_code, Places(target, device_map, max_memory))
+    model, tokenizer = load_to_cpu(name, dtype, places, trust_remote_code)
     with _errors_of(name):
-        return model if is_offloaded(model) else model.to(target), tokenizer
+        return model if is_offloaded(model) else model.to(places.device), tokenizer
 
 
-def load_to_cpu(
-    name: str, dtype: str, device: str, trust_remote_code: bool = False, places: Places | None = None
-) -> tuple[Any, Any]:
+def load_to_cpu(name: str, dtype: str, places: Places, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Loads a model for a device, as `load` does, but leaves it in main memory, or its decoder layers on the disk."""
-    target, wanted = device_of(device), dtype_of(dtype)
-    places = places or Places(target)
+    wanted = dtype_of(dtype)
     gguf = _gguf_file(name)
     limit_threads()
     with Stage(f"loading {name}"), _errors_of(name):
@@ -83,7 +86,7 @@ def load_to_cpu(
             model, tokenizer = load_gguf(gguf, wanted, lambda folder: _read(str(folder), "auto", False, places))
             model.config._name_or_path = name
         if wanted == "auto":
-            compute_natively(model, target)
+            compute_natively(model, places.device)
     return model.eval(), tokenizer
 
 

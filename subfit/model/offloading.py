@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.integrations import accelerate as integration
 from subfit.errors import SubFitError
 from subfit.model.dtypes import compute_dtype
 from subfit.model.memory import DeviceMap, check_device_map, exceeds, return_freed_memory
+from subfit.model.quantised import SECTION, configuration_of, quantisation_of, read_dequantised, read_quantised
 from subfit.model.sizes import weight_bytes
 from subfit.model.submodules import decoder_layers
 from subfit.model.weights import read_weights
@@ -123,19 +125,31 @@ class Places:
     Attributes:
         device: where it computes.
         device_map, max_memory: see `config.Options`.
+        dequantised: whether quantised weights are to be those that they stand for; see `model.quantised`.
     """
 
     device: torch.device
     device_map: DeviceMap = "device"
     max_memory: str | None = None
+    dequantised: bool = False
 
-    def read(self, loader: Loader, *args: Any, dtype: Any, **options: Any) -> Any:
-        """Returns the model that a loader makes of these arguments, in main memory, or its decoder layers on the disk.
+    def read(self, loader: Loader, name: str, *, dtype: Any, **options: Any) -> Any:
+        """Returns the model of a name that a loader makes, in main memory, or its decoder layers on the disk.
 
         Raises:
-            SubFitError: as `read_weights` and `exceeds`.
+            SubFitError: as `read_weights` and `exceeds`, or if quantised weights are not to be on the device.
         """
         check_device_map(self.device_map, self.max_memory)
+        content = configuration_of(name)
+        if self.device_map != "device" and content.get(SECTION):
+            raise SubFitError("its weights are quantised, and are loaded as a whole; leave out device_map")
+        section = quantisation_of(content) if self.dequantised else None
+        if section is None:
+            return self._read(loader, name, dtype=dtype, **options)
+        read = read_quantised if dtype == "auto" else read_dequantised
+        return read(partial(self._read, loader), section, name, dtype=dtype, **options)
+
+    def _read(self, loader: Loader, *args: Any, dtype: Any, **options: Any) -> Any:
         if self.device_map != "device":
             with torch.device("meta"):
                 like = loader.without_weights()

@@ -14,6 +14,7 @@ from torch import Tensor
 from subfit.errors import SubFitError
 from subfit.model.offloading import read_offloaded, state_parts
 from subfit.model.processes import full_tensor
+from subfit.model.quantised import configuration_of, quantisation_of, read_dequantised
 from subfit.options.importing import import_file
 
 TOKENS = 8
@@ -44,7 +45,8 @@ def verify(
     `portable_source`. The weights stay mapped from the disk as far as safetensors can.
 
     Args:
-        weights: the state dict that was saved, in the parts of `state_parts`; every tensor must be equal.
+        weights: the state dict that was saved, in the parts of `state_parts`; every tensor must be equal, of those that
+            are saved quantised what they stand for.
         logits: what `sample_logits` gave of the saved model; must be equal up to rounding: within the square root of the
             precision of their data type, relative to their norm.
         device: where the saved model is. What is loaded stays on the CPU, unless the logits differ there: another device may
@@ -64,6 +66,8 @@ def verify(
             with torch.device("meta"):
                 like = module.SubFitForCausalLM._from_config(config)
             load = partial(read_offloaded, load, like, device)
+        if section := quantisation_of(configuration_of(str(folder))):
+            load = partial(read_dequantised, load, section)
         found = load(folder, config=config, dtype="auto").eval()
         wrong = list(chain.from_iterable(map(_different, state_parts(found), weights)))  # one part at a time is held
         if found.dtype != dtype:

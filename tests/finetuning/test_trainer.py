@@ -122,7 +122,9 @@ def test_what_cannot_be_used_is_one_line_before_any_work(given, message, model_f
     def work(*args, **kwargs):
         raise AssertionError("it has begun to work")
 
-    monkeypatch.setattr("subfit.pipeline.score_sites" if "lora" in given else "subfit.api.load", work)  # LoRA is the model's
+    monkeypatch.setattr(
+        "subfit.pipeline.score_sites" if "lora" in given else "subfit.api.model_of", work
+    )  # LoRA is the model's
     with pytest.raises(SubFitError, match=message) as raised:
         api.compress(model=str(model_folder), calibration={"path": str(text_file), "windows": 4}, finetune=given)
     assert "\n" not in str(raised.value)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from architectures import tiny_model_of
 from compressed import generate
-from conftest import Given, recipe, tiny_tokens
+from conftest import Given, recipe, tiny_model, tiny_tokenizer, tiny_tokens
 
+import subfit
+from subfit.errors import SubFitError
 from subfit.model.activations import watch
 from subfit.model.checkpoint import save
 from subfit.model.discovery import find_sites
@@ -77,3 +79,18 @@ def check(family):
 def test_some_families(family):
     """Sums in place, coefficients, two FeedForwards and two kinds of cache in a model, one branch a layer."""
     check(family)
+
+
+def test_values_that_flow_from_layer_to_layer_beside_the_stream_are_refused():
+    """The values of the first Attention are added to those of all others, as in ResFormer (arXiv 2410.17897)."""
+    model, flows = tiny_model(), {}
+    projections = [layer.self_attn.v_proj for layer in model.model.layers]
+    projections[0].register_forward_hook(lambda module, args, output: flows.update(values=output))
+    for projection in projections[1:]:
+        projection.register_forward_hook(lambda module, args, output: output + flows["values"])
+    with pytest.raises(SubFitError, match="values flow beside the stream") as caught:
+        subfit.compress(
+            model, tokenizer=tiny_tokenizer(), calibration={"windows": 4, "length": 24}, evaluation={"windows": 2}
+        )
+    said = "LlamaForCausalLM cannot be compressed: run layer by layer, it computes something else than as a whole (error "
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)

@@ -11,8 +11,17 @@ from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokenizer, tiny_t
 from forked import run
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
+import subfit
 from subfit.bypass import Bypass
 from subfit.errors import SubFitError
 from subfit.model import checkpoint
@@ -75,6 +84,33 @@ def test_a_shared_basis_is_saved_once(tmp_path):
     saved(tmp_path / "model", ffn_bypass={"class_path": "shared_low_rank", "init_args": {"rank": 7}})
     tensors = load_file(tmp_path / "model" / "model.safetensors")
     assert [name for name, t in tensors.items() if t.shape == (7, 32)] == ["subfit_shared.0.weight"]
+
+
+@pytest.mark.parametrize("where", ["device", "disk"])
+def test_what_is_beside_the_weights_is_carried_over_and_tied_ones_are_stored_once(tmp_path, text_file, where):
+    dense, output = tmp_path / "dense", tmp_path / "compressed"
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()  # whose embedding and head are tied
+    model.generation_config.update(do_sample=True, temperature=0.3, eos_token_id=[2, 7])
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    for its in (model, tokenizer):
+        its.save_pretrained(dense)
+    data = {"path": text_file, "windows": 6, "length": 24}
+    subfit.compress(dense, calibration=data, evaluation={"windows": 2}, device_map=where, output=output)
+    own, found = (GenerationConfig.from_pretrained(folder).to_diff_dict() for folder in (dense, output))
+    assert found == own and found["temperature"] == 0.3 and found["eos_token_id"] == [2, 7]
+    turn = [{"role": "user", "content": "Well?"}]
+    assert AutoTokenizer.from_pretrained(output).apply_chat_template(turn, tokenize=False) == "<user>Well?"
+    stored = [name for file in output.glob("*.safetensors") for name, its in header(file).items() if 101 in its["shape"]]
+    assert stored == ["model.embed_tokens.weight"]
+    loaded, _ = load(str(output))
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def header(file):
+    """What a safetensors file says of each tensor in it."""
+    with file.open("rb") as content:
+        said = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+    return {name: its for name, its in said.items() if name != "__metadata__"}
 
 
 def test_a_loaded_model_can_be_saved_and_loaded_again(tmp_path):

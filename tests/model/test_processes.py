@@ -11,6 +11,7 @@ import torch
 from forked import run
 
 from subfit import compress
+from subfit.cli.main import main
 from subfit.errors import SubFitError
 from subfit.model import processes
 from subfit.model.loading import load
@@ -62,6 +63,13 @@ def test_from_the_command_line(model_folder, text_file, tmp_path):
 def test_one_process_has_nobody_to_divide_a_model_with(model_folder):
     with pytest.raises(SubFitError, match="several processes: torchrun"):
         compress(model=str(model_folder), fsdp=True)
+
+
+@pytest.mark.parametrize("where", [["disk"], ["auto", "--max_memory", "8GB"]])
+def test_weights_that_are_sharded_are_not_on_the_disk(model_folder, where, capsys):
+    assert main(["compress", "--model", str(model_folder), "--fsdp", "true", "--device_map", *where]) == 2
+    said = "fsdp has the weights on the devices of all processes; leave out device_map"
+    assert capsys.readouterr().err == f"subfit compress: error: {said}\n"
 
 
 def test_every_process_needs_a_window(monkeypatch):
