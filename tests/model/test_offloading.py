@@ -231,7 +231,7 @@ def test_a_model_larger_than_the_limit_of_the_process(tmp_path, text_file):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the memory of a process is read from /proc")
 def test_the_peak_does_not_grow_with_the_depth(tmp_path, text_file):
     peaks = {}
-    for layers in (8, 32):
+    for layers in (8, 16, 32):
         folder = tmp_path / str(layers)
         large_model(folder, layers, width=384)
         code, said, peaks[layers] = run(folder, text_file, "disk")
