@@ -148,7 +148,8 @@ def test_tasks_are_measured_as_on_the_saved_model(grid, tmp_path, model_folder):
     mean = row["tasks_mean"]
     low, high = mean["retained_interval"]
     assert "| accuracy retained ↑ | accuracy retained above chance ↑ |" in table
-    assert f"| {mean['accuracy'] / mean['reference_accuracy']:.0%} [{low:.0%}, {high:.0%}] |" in table
+    shown = f"| {mean['accuracy'] / mean['reference_accuracy']:.0%} [{low:.0%}, {high:.0%}]"
+    assert f"{shown} |" in table or f"{shown} ≈ |" in table  # where the other cell may be the better one by chance
     assert row["texts"]["evaluation"]["perplexity_ratio_interval"] is None  # there are two windows
     assert "A ratio without an interval is from too few" in (tmp_path / "page" / "report.html").read_text()
     for wrong, message in (({"tasks": "toy.jsonl"}, "tasks must be a list"), ({"limit": 0}, "limit is 0")):
