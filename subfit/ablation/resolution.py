@@ -63,7 +63,8 @@ def accuracy_p_value(one: Row, other: Row) -> float | None:
     same_files = one.get("depends_on", {}).get("data") == other.get("depends_on", {}).get("data")
     if not same_files or any(not task or len(task) < FEWEST_ITEMS for each in answers for task in each.values()):
         return None
-    if not answers[0] or [*map(len, answers[0].values())] != [*map(len, answers[1].values())]:
+    counts = [{name: len(task) for name, task in each.items()} for each in answers]
+    if not counts[0] or counts[0] != counts[1]:
         return None
     return paired_accuracy_p_value([([*map(int, answers[0][name])], [*map(int, answers[1][name])]) for name in answers[0]])
 

@@ -95,9 +95,9 @@ class Data:
         """The names and the weights in `source`."""
         for part in (self.source or "given").split("+"):
             name, colon, weight = part.partition(":")
-            if colon and not (weight.isdecimal() and int(weight)):
+            if colon and not (weight.isdecimal() and len(weight) < 10 and int(weight)):
                 raise SubFitError(
-                    f"data source {self.source!r}: {name} has the weight {weight!r}; give a whole number from 1"
+                    f"data source {self.source!r}: {name} has the weight {weight!r}; give a whole number from 1 to 999999999"
                 )
             for each in self._given() if name == "given" else [name]:
                 yield each, int(weight or 1)

@@ -80,15 +80,17 @@ def test_accuracies_that_may_be_the_highest_by_chance_are_marked(tmp_path):
         answered(2, worse[0.3], scorer="far"),
         answered(3, worse[0.005], data="b", scorer="other items"),
         answered(4, {name: x[:20] for name, x in worse[0.005].items()}, scorer="few"),
+        answered(5, {f"other {name}": x for name, x in worse[0.005].items()}, scorer="other tasks"),
     ]
     (heading, *cells), page = shown(tmp_path, rows)
     column = heading.index("accuracy retained ↑")
-    assert {cells[i][0]: cells[i][column].endswith("≈") for i in range(5)} == {
+    assert {cells[i][0]: cells[i][column].endswith("≈") for i in range(6)} == {
         "best": False,
         "close": True,
         "far": False,
         "other items": False,
         "few": False,
+        "other tasks": False,
     }
     assert "≈: not resolved from the lowest ratio, or the highest accuracy" in page
 

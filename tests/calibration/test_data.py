@@ -170,6 +170,7 @@ def test_sources_are_mixed_by_their_weights(files):
     [
         ("text:0+self", "text has the weight '0'; give a whole number from 1"),
         ("text:+self", "text has the weight ''"),
+        (f"text:{'9' * 5000}+self", "give a whole number from 1 to 999999999"),
         ("text:1.5+self", "text has the weight '1.5'"),
         ("text:2+text:1", "names text twice"),
         ("text+given", "names text twice"),
