@@ -15,7 +15,7 @@ from subfit.calibration.checks import warn_of_other_tokens, warn_of_shared_windo
 from subfit.calibration.data import describe_tokens, read_tokens
 from subfit.calibration.settings import Data, EvaluationData, evaluation_seed
 from subfit.config import Options, Source, configuration, resolve
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, shown
 from subfit.evaluation.evaluate import evaluate
 from subfit.export.llama_check import check_for_llama_cpp
 from subfit.finetuning.settings import FineTuning
@@ -25,7 +25,6 @@ from subfit.model.loading import device_of, load, load_placed, load_to_cpu
 from subfit.model.offloading import Places
 from subfit.model.processes import init_process_group, shard_model
 from subfit.model.quantised import forget_names
-from subfit.options.typed import shown
 from subfit.pipeline import Compression, check_finetuning, check_resume, check_resumed_tokens, compress_model
 from subfit.progress import Stage
 from subfit.registry.listing import list_strategies

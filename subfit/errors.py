@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LONGEST_VALUE = 200  # characters of a value that a message shows
 LONGEST = 500  # characters of what an error of a library says, which may have the content of a file in it
 
 
@@ -41,8 +42,18 @@ def summary(error: Exception) -> str:
     Of a long one, its two ends.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    said = " ".join(lines) if lines[0].endswith(":") else lines[0]
-    return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} ... {said[-LONGEST // 2 :]}"
+    return shortened(" ".join(lines) if lines[0].endswith(":") else lines[0], LONGEST)
+
+
+def shortened(text: str, longest: int) -> str:
+    """Returns a text, or the two ends of one that has more characters than `longest`."""
+    return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
+
+
+def shown(value: Any) -> str:
+    """Returns a value as one line of a message."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= LONGEST_VALUE else f"{line[:LONGEST_VALUE]} ..."
 
 
 def where(strategy: Any, method: str | None = None) -> str:

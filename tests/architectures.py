@@ -1,9 +1,7 @@
 """Tiny models of the causal model types of transformers, with every parameter off its default."""
 
-import re
-
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 LAYERS = 4
 # fmt: off
@@ -57,62 +55,75 @@ OWN = {  # what a type needs besides
         "num_kv_shared_layers": 2,
     },
     "gemma4_unified_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, **GEMMA4},
+    "blt": {"encoder_hash_byte_group_vocab": 101},
+    "dots3_note_text": {"num_key_value_heads": 4, "head_dim": 8, "per_layer_config": {}},
+    "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    "dots3_note_vision_encoder": {"adapter_in_dim": 32, "adapter_out_dim": 32},
     "kimi_linear": {"num_key_value_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "minicpm3": {"num_key_value_heads": 4},
     "zamba": {"layer_types": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 16, "attention_hidden_size": 64},
-    "zamba2": {"layer_types": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 16, "attention_hidden_size": 64},
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {"layer_types": MIXED, "residual_multiplier": 0.3},
     "granite": {"residual_multiplier": 0.3},
     "longcat_flash": {"num_key_value_heads": 4, "head_dim": 4, "num_layers": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "dbrx": {
+        "attn_config": {"clip_qkv": 8, "kv_n_heads": 2, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_top_k": 2},
+    },
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 64,
+        "indexer_compress_ratio": 2,
+    },
+    "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"] * 2, "axial_pos_embds": False},
+    "xlstm": {"hidden_size": 64, "embedding_dim": 64, "qk_dim_factor": 1.0},
+    "zaya": {"num_experts_per_tok": 1},
 }
-NO_CONFIGURATION = "no small configuration was found that transformers builds and runs"
-NOT_TRIED = {
-    **dict.fromkeys(
-        ["blt", "emu3", "fuyu", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "git", "got_ocr2", "llama4", "mllama"]
-        + [
-            "dots3_note",
-            "moss_transcribe_diarize",
-            "musicgen",
-            "musicgen_melody",
-            "phi4_multimodal",
-            "qwen3_5",
-            "qwen3_5_moe",
-        ]
-        + ["qwen4_exp", "whisper"],
-        "it has models for images, sounds or bytes beside the decoder, which are large by default",
-    ),
-    **dict.fromkeys(
-        ["cohere_compass_text", "dbrx", "dots3_note_text", "gemma4_assistant", "gemma4_unified_assistant", "qwen4_exp_text"]
-        + ["reformer", "xlm", "xlnet", "xlstm", "zamba2", "zaya"],
-        NO_CONFIGURATION,
-    ),
-    "xmod": "it does not run before a language is set in Python",
+ASSISTANT = {  # of a larger model, whose keys and values all layers read
+    **{"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "sliding_window": 8, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 0},
+    **{"layer_types": ["sliding_attention", "full_attention"] * 2, **GEMMA4},
+}
+WHOLE = {  # of these, transformers makes no default configuration
+    f"{text}_assistant": {"text_config": {"model_type": f"{text}_text", **ASSISTANT}, "backbone_hidden_size": 32}
+    for text in ("gemma4", "gemma4_unified")
 }
 KINDS_OF_LAYERS = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types")
 
 
-def tiny_config(family: str):
+def tiny_config(family: str) -> PreTrainedConfig:
     """Returns the configuration of a model of this type with four layers of width 32."""
-    cls = CONFIG_MAPPING[family]
-    default, own = cls(), OWN.get(family, {})
-    given = {name: value for name, value in TINY.items() if name in own or hasattr(default, name)}
+    return CONFIG_MAPPING[family](**WHOLE[family]) if family in WHOLE else _tiny(CONFIG_MAPPING[family]())
+
+
+def _tiny(default: PreTrainedConfig) -> PreTrainedConfig:
+    """A small configuration of the type of another one, as are those of the models that it is made of."""
+    cls, own = type(default), OWN.get(default.model_type, {})
+    default.allow_global_per_layer_attribute_access = True  # else those that name values for each layer cannot be asked
+    given = {name: value for name, value in TINY.items() if name in own or _may_be_given(default, name)}
     for name in () if set(own).intersection(KINDS_OF_LAYERS) else KINDS_OF_LAYERS:
         kinds = list(dict.fromkeys(getattr(default, name, None) or ()))
-        if kinds:
+        if kinds and _may_be_given(default, name):
             given[name] = [kinds[i % len(kinds)] for i in range(LAYERS)]
-    given |= own
-    while True:
-        try:
-            return cls(**given)
-        except (AttributeError, NotImplementedError) as error:  # what is derived from others cannot be given
-            named = [name for name in re.findall(r"\w+", str(error)) if name in given or name in KINDS_OF_LAYERS]
-            if not named:
-                raise
-            names = KINDS_OF_LAYERS if named[0] in KINDS_OF_LAYERS else named[:1]
-            given = {name: value for name, value in given.items() if name not in names}
+    parts = {name: getattr(default, name, None) for name in cls.sub_configs if name not in own}
+    given |= {name: _tiny(part) for name, part in parts.items() if part is not None}
+    return cls(**given | own)
+
+
+def _may_be_given(default: PreTrainedConfig, name: str) -> bool:
+    """Whether a configuration has this value, and does not derive it from others."""
+    name = default.attribute_map.get(name, name)
+    return hasattr(default, name) and not isinstance(getattr(type(default), name, None), property)
 
 
 def tiny_model_of(family: str):

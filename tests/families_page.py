@@ -13,7 +13,7 @@ After this page you can say which models SubFit compresses, and why it refuses o
 
 SubFit has no list of models. It looks at what the modules of a decoder layer read and give, and takes as a submodule what
 is added to the residual stream. Here is what it makes of every causal model type of transformers {version}, tried on tiny
-models with random weights: {compressed} are compressed, {refused} are refused with the reason, and {untried} were not tried.
+models with random weights: {compressed} are compressed, and {refused} are refused with the reason.
 
 A mixer that is no Attention (a state-space model, a convolution, linear attention) is a submodule of a kind of its own,
 such as `mixer.3`. Mixers have a budget of their own, as Attentions and FeedForwards have, and the bypass of
@@ -21,6 +21,8 @@ such as `mixer.3`. Mixers have a budget of their own, as Attentions and FeedForw
 `residual_multiplier`, is found, and scorers and fits see what is really added. A submodule that gives values to later
 layers, such as keys that these share, is kept, and a line says so. What a layer gets from the tokens beside the stream,
 as the inputs for each layer of Gemma 4 E2B and E4B, it gets while bypasses are fitted, too.
+
+Of a model that reads images or sounds, too, the decoder that reads text is compressed, and all else stays as it is.
 
 This page is generated: `make families` runs the table anew and compares, and with `UPDATE=1` it writes the page.
 
@@ -39,17 +41,12 @@ dense model does not run that way, either.
 
 ## Refused
 
-Before any work, with this message and exit code 2:
+Before any work, with this message and exit code 2. Of those that *cannot load* begins, transformers itself does not make a
+model:
 
 | model type | message |
 |---|---|
 {refusals}
-
-## Not tried
-
-| model type | why |
-|---|---|
-{reasons}
 """
 CELLS = {
     "nothing in place is zero": "nothing in the place of a submodule is the same as zero in the place of its output;",
@@ -70,18 +67,15 @@ def page(expected: dict[str, Any]) -> str:
     types = expected["types"]
     compressed = {name: found for name, found in types.items() if "submodules" in found}
     refused = {name: found["refused"] for name, found in types.items() if "refused" in found}
-    untried = {name: found["not tried"] for name, found in types.items() if "not tried" in found}
     return TEXT.format(
         version=expected["transformers"],
         compressed=len(compressed),
         refused=len(refused),
-        untried=len(untried),
         cells="\n".join(f"- *{name}*: {text}" for name, text in CELLS.items()),
         rows="\n".join(
             f"| `{name}` | {_counted(found['submodules'])} | {_but(found['cells'])} |" for name, found in compressed.items()
         ),
         refusals="\n".join(f"| `{name}` | {_cell(message)} |" for name, message in refused.items()),
-        reasons="\n".join(f"| `{name}` | {_cell(reason)} |" for name, reason in untried.items()),
     )
 
 

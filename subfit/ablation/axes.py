@@ -5,8 +5,7 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 from subfit.config import OPTIONS
-from subfit.errors import SubFitError
-from subfit.options.typed import shown
+from subfit.errors import SubFitError, shown
 from subfit.registry import read_configuration
 
 CELL_OPTIONS = frozenset(OPTIONS) - {"output"}

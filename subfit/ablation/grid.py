@@ -10,7 +10,7 @@ from subfit import registry
 from subfit.ablation.axes import cell_sources, combinations
 from subfit.calibration.settings import EvaluationData
 from subfit.config import Options, configuration, resolve
-from subfit.errors import SubFitError, missing
+from subfit.errors import SubFitError, missing, shown
 from subfit.options.reading import read_mapping
 from subfit.options.typed import typed
 
@@ -157,7 +157,7 @@ def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
 def _options(path: str, content: dict[str, Any]) -> dict[str, Any]:
     options = content.get("options", {})
     if not isinstance(options, dict):
-        raise SubFitError(f"{path}: options is {options!r}; it must be a mapping of options to values")
+        raise SubFitError(f"{path}: options is {shown(options)}; it must be a mapping of options to values")
     return options
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from subfit.calibration.files import opened, suffix_of
 from subfit.calibration.settings import Data
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, shown
 from subfit.model.hub_access import check_reachable
-from subfit.options.typed import shown
 
 SHUFFLED_ROWS = 10_000  # of a data set of the hub, held at once where its rows are drawn at random
 SEPARATOR = "\n\n"  # after the text of a row; a conversation ends as its template says

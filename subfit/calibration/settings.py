@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from subfit.calibration.files import text_files
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, shown
 from subfit.options.typed import check_fields
 
 SOURCES = ("self", "text", "hub", "repeated", "given")
@@ -58,7 +58,7 @@ class Data:
         check_fields(self)
         given = [self.path] if isinstance(self.path, str | os.PathLike) else self.path
         if not all(isinstance(name, str | os.PathLike) for name in given):
-            raise SubFitError(f"path is {self.path!r}; it must be a path, or a list of paths")
+            raise SubFitError(f"path is {shown(self.path)}; it must be a path, or a list of paths")
         self.path = [os.fspath(name) for name in given]
         if self.windows < self.FEWEST or self.length < 2:
             fewest = f"at least {self.FEWEST} window of 2 tokens is needed"

@@ -14,9 +14,10 @@ from importlib import import_module
 from subfit import __version__
 from subfit.cli.arguments import Parser
 from subfit.cli.signals import Terminated, end_at_last, heeded, kept, notes
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, shortened
 from subfit.interruptions import not_lost
 
+LONGEST = 1500  # characters of a message, which may have the content of a file in it
 COMMANDS = {
     "compress": "replace submodules of a model by small fitted bypasses",
     "evaluate": "perplexity and zero-shot accuracy of a model, and what it retains of a reference's",
@@ -58,7 +59,7 @@ def _run(arguments: list[str]) -> int:
     except SubFitError as error:
         if debug:
             raise
-        _say(f"{program}: error: {'; '.join([str(error), *notes(error)])}")
+        _say(f"{program}: error: {'; '.join([shortened(str(error), LONGEST), *notes(error)])}")
         return 2
     except KeyboardInterrupt as error:
         _end_of_progress()

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from subfit.calibration.settings import Data, EvaluationData
-from subfit.errors import SubFitError
-from subfit.options.typed import shown
+from subfit.errors import SubFitError, shown
 from subfit.tracking.records import read_record
 
 

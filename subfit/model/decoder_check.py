@@ -1,5 +1,6 @@
 """Checks before any work, in seconds, that a model is a decoder as SubFit takes it to be."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from subfit.errors import SubFitError
 from subfit.model.discovery import ROUNDING
 from subfit.model.finalizing import start_counter
 from subfit.model.modeling_subfit import Zero
 from subfit.model.processes import full_tensor
 from subfit.model.recording import probe_tokens
+from subfit.model.refusals import refusal, refused_if_failing
 from subfit.model.replacing import BypassReplacement, turn_off
 from subfit.model.residual_stream import ResidualStream
 from subfit.model.sizes import cache_size
@@ -33,7 +34,7 @@ def check_decoder(model: Any, sites: Sequence[Site]) -> None:
         SubFitError: if one of these does not hold, with what was found.
     """
     tokens = probe_tokens(model, TOKENS)
-    with _named(model, "layer by layer"):
+    with refused_if_failing(model, "layer by layer"):
         windows = torch.cat([tokens, tokens.flip(1)])  # one after the other, so that nothing of one is used for the other
         stream = ResidualStream(model, windows, 1)
         for _ in stream.layers:
@@ -42,35 +43,20 @@ def check_decoder(model: Any, sites: Sequence[Site]) -> None:
             _distance(stream.logits(batch), model(windows[batch], use_cache=False).logits) for batch in stream.batches
         )
     if found > ROUNDING:
-        raise _refusal(
+        raise refusal(
             model,
             "layer by layer",
             f"it computes something else than as a whole (error {found:.2g}): values flow beside the stream",
         )
-    with _named(model, "for the size of its cache"):
+    with refused_if_failing(model, "for the size of its cache"):
         cache_size(model)
     kinds = list(dict.fromkeys(site.kind for site in sites))
     for out in [*([kind] for kind in kinds), kinds]:
         what = f"without its {' and '.join(f'{TITLES[kind]}s' for kind in out)}"
-        with _named(model, what), _without([site for site in sites if site.kind in out], model):
+        with refused_if_failing(model, what), _without([site for site in sites if site.kind in out], model):
             found = _error_of_cache(model, tokens)
         if found > ROUNDING and _error_of_cache(model, tokens) <= ROUNDING:
-            raise _refusal(model, what, f"it computes something else with a cache than without (error {found:.2g})")
-
-
-@contextmanager
-def _named(model: Any, what: str) -> Iterator[None]:
-    """Within the context, what a model raises is said to be why it is refused."""
-    try:
-        yield
-    except SubFitError:
-        raise
-    except Exception as error:
-        raise _refusal(model, what, f"it fails with {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
-
-
-def _refusal(model: Any, what: str, reason: str) -> SubFitError:
-    return SubFitError(f"{type(model).__name__} cannot be compressed: run {what}, {reason}")
+            raise refusal(model, what, f"it computes something else with a cache than without (error {found:.2g})")
 
 
 @contextmanager
@@ -92,7 +78,10 @@ def _error_of_cache(model: Any, tokens: Tensor) -> float:
     name = next((name for name, value in output.items() if isinstance(value, Cache)), None)
     if name is None:
         return 0.0
-    cached = model(tokens[:, -1:], use_cache=True, **{name: output[name]}).logits
+    given = {name: output[name]}
+    if "position_ids" in inspect.signature(model.forward).parameters:  # some, such as Bamba, count from 0 without
+        given["position_ids"] = torch.full_like(tokens[:, -1:], tokens.shape[1] - 1)
+    cached = model(tokens[:, -1:], use_cache=True, **given).logits
     return _distance(cached, model(tokens, use_cache=False).logits[:, -1:])
 
 

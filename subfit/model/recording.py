@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
 from subfit.errors import SubFitError
+from subfit.model.refusals import refused_if_failing
 from subfit.model.submodules import decoder_layers, first_tensor, main_output
 
 CONTEXT = ("mask", "position", "rotary", "past", "cache")  # parts of the names of what only mixers of tokens are given
@@ -77,7 +78,7 @@ def record_layers(model: Any) -> list[Layer]:
     """Returns what the modules of each decoder layer did in a pass over two tokens.
 
     Raises:
-        SubFitError: if a layer was not called once, with a tensor.
+        SubFitError: if the model does not run, or a layer was not called once, with a tensor.
     """
     root, layers = decoder_layers(model)
     recorded = [Layer(f"{root}.{index}") for index in range(len(layers))]
@@ -90,7 +91,8 @@ def record_layers(model: Any) -> list[Layer]:
                     module.register_forward_hook(recorder.after, with_kwargs=True),
                 ):
                     stack.callback(hook.remove)
-        model(probe_tokens(model), use_cache=True)
+        with refused_if_failing(model, "on two tokens"):
+            model(probe_tokens(model), use_cache=True)
     for index, found in enumerate(recorded):
         if sum(call.path == found.path for call in found.calls) != 1:
             raise SubFitError(f"layer {index} of {type(model).__name__} is not called once, with the residual stream first")

@@ -11,11 +11,11 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, shown
 from subfit.model import modeling_subfit
 from subfit.model.modeling_subfit import EmptySlot  # type: ignore[attr-defined]
 from subfit.model.submodules import Site, decoder_layers, slot_of
-from subfit.options.typed import shown, typed_arguments
+from subfit.options.typed import typed_arguments
 
 PLACE = "config.json: subfit"
 MOST_RETURNED = 9  # values of a branch's tuple

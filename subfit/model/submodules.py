@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from subfit.errors import SubFitError
 
@@ -76,11 +77,22 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """
     decoder: Any = getattr(model, "get_decoder", lambda: model)
     text = set(decoder().modules())
+    others = _configs_of_others(model)
+    for part in text.copy():
+        if isinstance(part, PreTrainedModel) and type(part.config) in others:
+            text.difference_update(part.modules())
     named = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     lists = [(name, module) for name, module in named if module in text]
     if not any(len(module) for _, module in lists):
         raise SubFitError(f"{type(model).__name__} has no list of decoder layers; a decoder-only model is needed")
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def _configs_of_others(model: Any) -> set[type]:
+    """The types of the configurations that a model has beside that of what reads text."""
+    config = model.config
+    parts = {type(getattr(config, name, None)) for name in config.sub_configs}
+    return parts - {type(config), type(config.get_text_config(decoder=True))}
 
 
 def slot_of(core: nn.Module, layer: int) -> int:

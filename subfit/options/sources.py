@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from subfit.errors import SubFitError, did_you_mean, missing
+from subfit.errors import SubFitError, did_you_mean, missing, shown
 from subfit.options.reading import read_mapping
 from subfit.strategy import Strategy
 
@@ -162,10 +162,10 @@ def _strategy(given: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping of a strategy with all of its arguments in `init_args`."""
     whole = given.get("init_args") or {}
     if not isinstance(whole, Mapping):
-        raise SubFitError(f"{given.get('class_path', 'a strategy')}: init_args is {whole!r}; it must be a mapping")
+        raise SubFitError(f"{given.get('class_path', 'a strategy')}: init_args is {shown(whole)}; it must be a mapping")
     beside = {name: value for name, value in given.items() if name not in ("class_path", "init_args")}
     for name in beside.keys() & whole.keys():
-        both = f"{whole[name]!r} in init_args and {beside[name]!r} beside it"
+        both = f"{shown(whole[name])} in init_args and {shown(beside[name])} beside it"
         raise SubFitError(f"{given.get('class_path', 'a strategy')}: {name} is given twice, as {both}")
     named = {"class_path": given["class_path"]} if "class_path" in given else {}
     return {**named, "init_args": {**whole, **beside}}

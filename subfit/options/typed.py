@@ -9,14 +9,13 @@ from typing import Any, Union, get_args, get_origin
 
 import yaml
 
-from subfit.errors import SubFitError, did_you_mean
+from subfit.errors import SubFitError, did_you_mean, shown
 from subfit.options.annotations import describe_annotation, fits, hints, is_mapping, is_sequence
 from subfit.options.reading import parse
 from subfit.options.sources import Text
 from subfit.strategy import Strategy
 
 EMPTY = "the value of {} is empty; give one, or leave it out"  # such as that of a variable of the shell that is not set
-LONGEST = 200  # characters of a value that a message shows
 
 Make = Callable[[type, Any, str, Any], Any]  # makes a strategy of a type from what is given, at a place, with a default
 
@@ -111,12 +110,6 @@ def check_known(given: Iterable[str], known: Iterable[str], place: str = "") -> 
             hint = did_you_mean(str(name), known)
             before = f"{place}: " if place else ""
             raise SubFitError(f"{before}unknown option {name!r}; {hint}options are {', '.join(known) or 'none'}")
-
-
-def shown(value: Any) -> str:
-    """Returns a value as one line of a message."""
-    line = " ".join(repr(value).split())
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 def _of_union(members: list[Any], value: Any, place: str, make: Make, default: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from subfit.errors import SubFitError, where
+from subfit.errors import SubFitError, shown, where
 from subfit.options.sources import merge, unrecorded
 from subfit.options.typed import typed_arguments
 from subfit.registry.consent import check_code, read_configuration
@@ -110,7 +110,7 @@ def _from_mapping(hint: type, given: Mapping[str, Any], place: str) -> Any:
         except SubFitError as error:
             raise SubFitError(f"{place}: {error}") from error
     else:
-        raise SubFitError(f"{place} is {dict(given)!r}; it must have a class_path, the name of a {hint.__name__}")
+        raise SubFitError(f"{place} is {shown(dict(given))}; it must have a class_path, the name of a {hint.__name__}")
     known = typed_arguments(found, given.get("init_args") or {}, place, made, f"{place} {name}")
     try:
         return found(**known)

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, shown
 from subfit.options.reading import read_json
-from subfit.options.typed import shown
 
 FORMAT_VERSION = 2  # of a record (`compression.json`, a row of an ablation); those of format 1 have no number
 LARGEST = (1 << 63) - 1
