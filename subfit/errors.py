@@ -50,6 +50,13 @@ def shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
 
 
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or of torch says that memory could not be allocated."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, for a GPU alone
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def shown(value: Any) -> str:
     """Returns a value as one line of a message."""
     line = " ".join(repr(value).split())

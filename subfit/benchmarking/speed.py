@@ -13,7 +13,7 @@ from transformers import DynamicCache, StaticCache
 
 from subfit.benchmarking.timing import interleave, medians, seconds_of, speed_up
 from subfit.benchmarking.workload import Workload
-from subfit.errors import SubFitError
+from subfit.errors import SubFitError, is_lack_of_memory
 from subfit.fitting.costs import count_flops
 from subfit.model.dtypes import name_of
 from subfit.model.sizes import cache_bytes, peak_bytes, step_bytes
@@ -195,7 +195,7 @@ def _graph_breaks(run: Callable[[], Any]) -> int:
 def _naming_lack_of_memory(what: str) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # torch has a class of its own for this on a GPU alone
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_lack_of_memory(error):
             raise
         raise SubFitError(f"there is not enough memory for {what}; give smaller ones, or another --dtype") from error

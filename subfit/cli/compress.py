@@ -109,9 +109,14 @@ def _show(record: dict[str, Any], output: str | None, has_code: bool) -> None:
         print("not saved; --output FOLDER saves the model")
         return
     print(f"written to {output}, with the record compression.json and the picture scores.png")
-    named = f"{shlex.quote(output)} --reference {shlex.quote(str(record['configuration']['model']))}"
+    given = record["configuration"]
+    named = f"{shlex.quote(output)} --reference {shlex.quote(str(given['model']))}"
     named += " --trust_remote_code" if has_code else ""
-    print(f"next:\n  subfit evaluate {named}\n  subfit benchmark {named}")
+    if given["device_map"] == "device":
+        print(f"next:\n  subfit evaluate {named}\n  subfit benchmark {named}")
+        return
+    limit = f" --max_memory {shlex.quote(given['max_memory'])}" if given["max_memory"] else ""
+    print(f"next:\n  subfit evaluate {named} --device_map {given['device_map']}{limit}")
 
 
 def _title(record: dict[str, Any]) -> str:

@@ -14,10 +14,11 @@ from importlib import import_module
 from subfit import __version__
 from subfit.cli.arguments import Parser
 from subfit.cli.signals import Terminated, end_at_last, heeded, kept, notes
-from subfit.errors import SubFitError, shortened
+from subfit.errors import SubFitError, is_lack_of_memory, shortened
 from subfit.interruptions import not_lost
 
 LONGEST = 1500  # characters of a message, which may have the content of a file in it
+SMALLER = "give a smaller --batch_size, another --dtype, or --device_map disk where the command has it"
 COMMANDS = {
     "compress": "replace submodules of a model by small fitted bypasses",
     "evaluate": "perplexity and zero-shot accuracy of a model, and what it retains of a reference's",
@@ -69,6 +70,12 @@ def _run(arguments: list[str]) -> int:
         _end_of_progress()
         _say(f"{program}: terminated; {kept(command, error)}")
         return 128 + signal.SIGTERM
+    except (MemoryError, RuntimeError) as error:
+        if debug or not is_lack_of_memory(error):
+            raise
+        _end_of_progress()
+        _say(f"{program}: error: there is not enough memory; {'; '.join([SMALLER, *notes(error)])}")
+        return 2
     except (OSError, SystemExit) as error:
         cause = error.__context__ if isinstance(error, SystemExit) else error  # rich leaves by SystemExit
         if debug or not isinstance(cause, OSError):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from tqdm import tqdm
@@ -244,6 +245,15 @@ def test_an_error_ends_the_process_with_code_2(subfit):
 def test_debug_shows_the_traceback(subfit):
     done = subfit("compress", "--sparsity", "1.5", "--debug")
     assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("too_much", [lambda: torch.empty(1 << 60, dtype=torch.uint8), lambda: bytearray(1 << 60)])
+def test_a_lack_of_memory_is_one_line(too_much, monkeypatch, capsys):
+    monkeypatch.setattr("subfit.cli.evaluate.run", lambda arguments: too_much())
+    assert main(["evaluate", "model"]) == 2
+    assert capsys.readouterr().err.startswith("subfit evaluate: error: there is not enough memory; give a smaller --batch_size")
+    with pytest.raises((MemoryError, RuntimeError)):
+        main(["evaluate", "model", "--debug"])
 
 
 COMMANDS = [

@@ -222,6 +222,7 @@ def test_a_model_larger_than_the_limit_of_the_process(tmp_path, text_file):
     assert weights > limit
     code, said, _ = run(tmp_path, text_file, "disk", limit)
     assert code == 0, said
+    assert f"  subfit evaluate {tmp_path / 'disk'} --reference {tmp_path} --device_map disk\n" in said
     code, said, _ = run(tmp_path, text_file, "device", limit)
     assert code == 2 and "cannot load the model" in said, said
     assert not Path(tmp_path / "device").exists()
