@@ -55,6 +55,7 @@ OWN = {  # what a type needs besides
         "num_kv_shared_layers": 2,
     },
     "gemma4_unified_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, **GEMMA4},
+    "gemma3": {"mm_tokens_per_image": 4},
     "blt": {"encoder_hash_byte_group_vocab": 101},
     "dots3_note_text": {"num_key_value_heads": 4, "head_dim": 8, "per_layer_config": {}},
     "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32},

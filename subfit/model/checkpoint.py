@@ -13,6 +13,7 @@ from subfit.model.dtypes import as_saved, name_of, saved_dtype, saved_share
 from subfit.model.folders import new_folder
 from subfit.model.offloading import is_offloaded, state_parts
 from subfit.model.processes import full_tensor, is_rank_zero, wait_for_all
+from subfit.model.processor_files import processor_files
 from subfit.model.quantised import as_they_came, write_section
 from subfit.model.shards import write_shards
 from subfit.model.verification import sample_logits, verify
@@ -67,6 +68,8 @@ def save(
         verify(folder, weights(), logits, next(model.parameters()).device, model.dtype, is_offloaded(model))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        for path in processor_files(model):
+            shutil.copyfile(path, folder / path.name)
         draw(record, folder / "scores.png")
         (folder / "README.md").write_text(card(record, Path(output).absolute().name), encoding="utf-8")
         record["files"] = checkpoint_digests(folder)

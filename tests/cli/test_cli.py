@@ -251,7 +251,9 @@ def test_debug_shows_the_traceback(subfit):
 def test_a_lack_of_memory_is_one_line(too_much, monkeypatch, capsys):
     monkeypatch.setattr("subfit.cli.evaluate.run", lambda arguments: too_much())
     assert main(["evaluate", "model"]) == 2
-    assert capsys.readouterr().err.startswith("subfit evaluate: error: there is not enough memory; give a smaller --batch_size")
+    assert capsys.readouterr().err.startswith(
+        "subfit evaluate: error: there is not enough memory; give a smaller --batch_size"
+    )
     with pytest.raises((MemoryError, RuntimeError)):
         main(["evaluate", "model", "--debug"])
 

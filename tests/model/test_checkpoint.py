@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 import torch
+from architectures import tiny_model_of
 from compressed import FRESH
 from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokenizer, tiny_tokens
 from forked import run
@@ -104,6 +105,25 @@ def test_what_is_beside_the_weights_is_carried_over_and_tied_ones_are_stored_onc
     assert stored == ["model.embed_tokens.weight"]
     loaded, _ = load(str(output))
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_a_model_that_reads_images_keeps_its_processor(tmp_path, text_file):
+    dense, output = tmp_path / "dense", tmp_path / "compressed"
+    model = tiny_model_of("gemma3")
+    for its in (model, tiny_tokenizer()):
+        its.save_pretrained(dense)
+    (dense / "preprocessor_config.json").write_text('{"image_processor_type": "Gemma3ImageProcessor"}')
+    subfit.compress(
+        dense, calibration={"path": text_file, "windows": 6, "length": 24}, evaluation={"windows": 2}, output=output
+    )
+    name = "preprocessor_config.json"
+    assert (output / name).read_bytes() == (dense / name).read_bytes()
+    size = model.config.vision_config.image_size
+    tokens = torch.full((2, model.config.mm_tokens_per_image), model.config.image_token_id)
+    compressed, _ = load(str(output))
+    with torch.no_grad():
+        one, other = compressed(tokens, pixel_values=torch.randn(2, 3, size, size)).logits
+    assert one.isfinite().all() and not torch.allclose(one, other)
 
 
 def header(file):
