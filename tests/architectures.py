@@ -133,7 +133,7 @@ def tiny_model_of(family: str):
     model = AutoModelForCausalLM.from_config(tiny_config(family)).eval()
     saved = model.state_dict()
     for p in model.parameters():
-        if p.ndim > 1:
+        if p.ndim > 1 and p.any():
             p.data.mul_(3)
         elif p.is_floating_point():
             p.data.add_(0.1 * torch.randn(p.shape).to(p.dtype))
