@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from subfit.errors import SubFitError
 
@@ -90,7 +90,9 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 def _configs_of_others(model: Any) -> set[type]:
     """The types of the configurations that a model has beside that of what reads text."""
-    config = model.config
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return set()
     parts = {type(getattr(config, name, None)) for name in config.sub_configs}
     return parts - {type(config), type(config.get_text_config(decoder=True))}
 
