@@ -9,6 +9,7 @@ from torchmetrics import Metric
 from subfit.errors import SubFitError
 
 CHUNK = 4096  # tokens converted to float64 at once
+BLOCK = 384  # features whose products with those before them are summed at once, as the others follow by symmetry
 
 
 @dataclass
@@ -76,17 +77,19 @@ class StreamingMoments(Metric):
             weight: (...), the weight of each token's squared error; all one if not given.
         """
         x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-        weight = torch.ones(len(x), device=x.device) if weight is None else weight.reshape(-1)
         for start in range(0, len(x), CHUNK):
-            a, b, w = (t[start : start + CHUNK].double() for t in (x, y, weight))
-            wa = a * w[:, None]
-            self.n += w.sum()
+            a, b = (t[start : start + CHUNK].double() for t in (x, y))
+            w = None if weight is None else weight.reshape(-1)[start : start + CHUNK].double()
+            wa, wb = (a, b) if w is None else (a * w[:, None], b * w[:, None])
+            self.n += len(a) if w is None else w.sum()
             self.tokens += len(a)
             self.x += wa.sum(0)
-            self.y += w @ b
-            self.xx += wa.T @ a
-            self.xy += wa.T @ b
-            self.yy += w @ b.square().sum(1)
+            self.y += wb.sum(0)
+            for low in range(0, a.shape[1], BLOCK):
+                high = low + BLOCK
+                self.xx[low:high, :high].addmm_(wa[:, low:high].T, a[:, :high])  # what is beside the diagonal, once
+            self.xy.addmm_(wa.T, b)
+            self.yy += (wb * b).sum()
 
     def compute(self) -> Moments:
         """Returns the sums.
@@ -94,7 +97,9 @@ class StreamingMoments(Metric):
         Raises:
             SubFitError: if no token was seen, or a sum is not finite.
         """
-        moments = Moments(self.n, self.tokens, self.x, self.y, self.xx, self.xy, self.yy)
+        lower = self.xx.tril()
+        whole = lower + lower.tril(-1).T
+        moments = Moments(self.n, self.tokens, self.x, self.y, whole, self.xy, self.yy)
         if self.n <= 0:
             raise SubFitError("no calibration token with a positive weight was seen")
         for name, value in vars(moments).items():

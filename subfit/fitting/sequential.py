@@ -1,6 +1,7 @@
 """Fits the bypasses of the selected sites in depth order, on the stream as the earlier ones have changed it."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -75,6 +76,8 @@ class _SequentialFit:
         self._dense = self._compressed = calibration.stream()
         self._here: list[Switch] = []  # in the current layer
         self._stages: set[int] = set()  # of the current layer's sites that were fitted
+        self._last: Site | None = None  # site of the current layer that is fitted, as which is, the dense stream moves
+        self._moving: Iterator[slice] | None = None  # the dense stream, through the current layer
         self.fitted: list[Switch] = []
 
     def fit_layer(self, layer: int) -> None:
@@ -86,22 +89,36 @@ class _SequentialFit:
         retrained = [site for site in sites if isinstance(self._plan[site], RetrainedLayer)]
         if retrained:
             self._retrain(retrained)
-        for site in self._calibration.sites:
-            if site.layer == layer and site in self._plan and site not in retrained:
+        fitted = [
+            site
+            for site in self._calibration.sites
+            if site.layer == layer and site not in retrained and (site in self._plan or self._is_refitted(site))
+        ]
+        self._last = fitted[-1] if fitted else None
+        for site in fitted:
+            if site in self._plan:
                 self._replace(site)
-            elif site.layer == layer and site not in self._plan:
+            else:
                 self._refit(site)
 
     def advance(self, layer: int) -> None:
-        """Moves both streams through the current layer."""
+        """Moves both streams through the current layer, the dense one unless it has been."""
         source = next((source for source in self._sources.values() if source.layer == layer), None)
         if source is None:
             self._compressed.step()
         else:
             self._source_added = _step_and_keep(self._compressed, self._calibration.model, source)
-        if self._compressed is not self._dense:
+        if self._moving is not None:
+            next(self._moving, None)
+            self._moving = None
+        elif self._compressed is not self._dense:
             with switched_off(self._here):
                 self._dense.step()
+
+    def _is_refitted(self, site: Site) -> bool:
+        """Whether the output projection of a kept site is refitted: behind the first replaced one."""
+        changed = self._compressed is not self._dense
+        return self._refit_kept is not None and changed and ends_in_linear_layer(self._calibration.model, site)
 
     def _replace(self, site: Site) -> None:
         substitute, branch = self._plan[site], self._calibration.branch(site)
@@ -120,9 +137,7 @@ class _SequentialFit:
 
     def _refit(self, site: Site) -> None:
         """Refits the output projection of a kept site to what it should add to the compressed stream."""
-        unchanged = self._compressed is self._dense
-        if self._refit_kept is None or unchanged or not ends_in_linear_layer(self._calibration.model, site):
-            return
+        assert self._refit_kept is not None
         collector = Collector(StreamingMoments)
         for batch in self._dense.batches:
             seen = self._run(self._compressed, batch, site, "y")
@@ -151,11 +166,22 @@ class _SequentialFit:
         """What is to be added to the compressed stream at a site, given what was seen of it there."""
         if self._target == "branch":
             return seen.y
-        with switched_off(self._here):
-            dense = self._run(self._dense, batch, site, "y")
+        dense = self._dense_at(site, batch)
         if self._target != "corrected" or site.stage in self._stages:  # of parallel branches, the first corrects
             return dense.y.float()
         return dense.y.float() + self._correction / site.coefficient * (dense.h.float() - seen.h.float())
+
+    def _dense_at(self, site: Site, batch: slice) -> Activations:
+        """What passes a site of the dense model; at the last site of a layer, the dense stream moves on with it."""
+        with switched_off(self._here):
+            if site is not self._last:
+                return self._run(self._dense, batch, site, "y")
+            if self._moving is None:
+                self._moving = self._dense.advance()
+            with watch(self._calibration.model, site) as seen:
+                moved = next(self._moving)
+        assert moved == batch  # all batches are gone through once, in order
+        return seen
 
     def _run(self, stream: ResidualStream, batch: slice, site: Site, until: Literal["x", "y"]) -> Activations:
         """Runs a batch through the current layer as far as needed to see x or y of a site."""

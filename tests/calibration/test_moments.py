@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subfit.calibration.moments import CHUNK, StreamingMoments
+from subfit.calibration.moments import BLOCK, CHUNK, StreamingMoments
 from subfit.errors import SubFitError
 
 WIDTH = 5
@@ -40,6 +40,19 @@ def test_sums_equal_numpy(dtype):
     assert set(sums) == set(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(sums[name].numpy(), value, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("features", [BLOCK - 1, BLOCK, 2 * BLOCK + 3])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_many_features_are_summed_in_blocks(features, weighted):
+    generator = torch.Generator().manual_seed(4)
+    x, y = torch.randn(90, features, generator=generator), torch.randn(90, 2, generator=generator)
+    w = torch.rand(90, generator=generator) if weighted else torch.ones(90)
+    moments = StreamingMoments(features, 2)
+    for part in (slice(0, 40), slice(40, 90)):
+        moments.update(x[part], y[part], w[part] if weighted else None)
+    a, v = x.double().numpy(), w.double().numpy()
+    np.testing.assert_allclose(moments.compute().xx.numpy(), (a * v[:, None]).T @ a, rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
