@@ -35,9 +35,8 @@ class Fisher(Selector):
 
     g the gradient, with respect to z, of the loss of tokens that the model draws from what it predicts: Fisher pruning
     (Theis et al., arXiv 1801.05787). The neurons of all FeedForwards are ranked together, and so
-    many of each go that the budget is met. Which ones, is seen once more at the fit, by how much units vary on the stream as
-    earlier replacements have changed it; the others make up for them. An output norm (RMSNorm) stays behind those that stay.
-    The run's own bypasses, and the scores, are not used.
+    many go, the least important first, that the budget is met; the others are fitted to make up for them. An output norm
+    (RMSNorm) stays behind those that stay. The run's own bypasses, and the scores, are not used.
 
     Args:
         windows: number of calibration windows to measure on.
@@ -74,37 +73,34 @@ class Fisher(Selector):
         for site in sites:
             hidden_layers(branches[site])  # or it cannot be fitted
         tokens = calibration.subset(self.windows, self.length).to(calibration.device)
-        importance, variances = measure(calibration, sites, tokens, self.seed or 0)
+        importance = measure(calibration, sites, tokens, self.seed or 0)
         numbers = numbers_to_keep(importance, budget.goal(), self.least)
-        tiny = torch.finfo(torch.float64).tiny
-        weights = {site: importance[site] / variances[site].clamp_min(tiny) for site in numbers}
-        return {site: NeuronsOfImportance(numbers[site], weights[site], self.ridge, norms[site]) for site in numbers}
+        kept = {site: importance[site].topk(number).indices.sort().values for site, number in numbers.items()}
+        return {site: FittedNeurons(units, self.ridge, norms[site]) for site, units in kept.items()}
 
 
-class NeuronsOfImportance(Bypass):
-    """z_S V + b, of the most important hidden units, S, and with V the ridge regression towards their own rows, W_S.
+class FittedNeurons(Bypass):
+    """z_S V + b, of some hidden units, S, and with V the ridge regression towards their own rows, W_S.
 
     With an output norm, norm(z_S V + b): regressed on is what goes into it, of the same scale as what the branch has there,
     and other by what the target differs from what the branch gives.
 
     Args:
-        number: of units.
-        weights: (f), the importance of each hidden unit for its variance.
+        kept: (k), the indices of the units, in order.
         ridge: penalty on each row of V - W_S, relative to the variance of its unit.
         norm: the output norm, if there is one.
     """
 
-    def __init__(self, number: int, weights: Tensor, ridge: float, norm: nn.RMSNorm | None = None) -> None:
-        self.number = number
-        self.weights = weights
+    def __init__(self, kept: Tensor, ridge: float, norm: nn.RMSNorm | None = None) -> None:
+        self.kept = kept
         self.ridge = ridge
         self.norm = norm
 
     def parameters(self, sites: list[Site]) -> int:
-        return sum(self.number * (site.parameters // site.hidden) + fixed_parameters(site) for site in sites)
+        return sum(len(self.kept) * (site.parameters // site.hidden) + fixed_parameters(site) for site in sites)
 
     def features(self, seen: Activations) -> Tensor:
-        return seen.hidden
+        return seen.hidden[..., self.kept]
 
     def targets(self, seen: Activations, y: Tensor) -> Tensor:
         if self.norm is None:
@@ -116,13 +112,11 @@ class NeuronsOfImportance(Bypass):
 
     def fit(self, branch: Branch, moments: Moments, shared: None) -> nn.Module:
         c, layers = centre(moments), hidden_layers(branch)
-        kept = (c.xx.diagonal() * self.weights).topk(self.number).indices.sort().values
-        xx, own = c.xx[kept][:, kept], full_tensor(layers.output).double()[kept]
-        variances = xx.diagonal()
+        own, variances = full_tensor(layers.output).double()[self.kept], c.xx.diagonal()
         penalty = self.ridge * (variances + FLOOR * variances.mean())
-        v = own + torch.linalg.solve(xx + penalty.diag(), c.xy[kept] - xx @ own)
+        v = own + torch.linalg.solve(c.xx + penalty.diag(), c.xy - c.xx @ own)
         norm = [] if self.norm is None else [copy.deepcopy(self.norm)]
-        return nn.Sequential(*layers.of(kept), linear_layer(v, c.mean_y - c.mean_x[kept] @ v), *norm)
+        return nn.Sequential(*layers.of(self.kept), linear_layer(v, c.mean_y - c.mean_x @ v), *norm)
 
 
 def fixed_parameters(site: Site) -> int:
@@ -131,10 +125,8 @@ def fixed_parameters(site: Site) -> int:
 
 
 @torch.no_grad()
-def measure(
-    calibration: Calibration, sites: list[Site], tokens: Tensor, seed: int
-) -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
-    """Returns the importance of each hidden unit of each site, (f) in nats per token, see `Fisher`; and its variance, (f).
+def measure(calibration: Calibration, sites: list[Site], tokens: Tensor, seed: int) -> dict[Site, Tensor]:
+    """Returns the importance of each hidden unit of each site, (f) in nats per token; see `Fisher`.
 
     Args:
         tokens: (windows, length). The loss is summed over a window: g is of all that a token has a part in.
@@ -148,22 +140,21 @@ def measure(
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
         return torch.nn.functional.cross_entropy(logits, drawn, reduction="sum")
 
-    sums = {site: torch.zeros(5, site.hidden, dtype=torch.float64, device=tokens.device) for site in sites}
+    sums = {site: torch.zeros(4, site.hidden, dtype=torch.float64, device=tokens.device) for site in sites}
     with Stage("importance of neurons", len(tokens), "windows") as progress:
         for passed in gradients_at_sites(calibration.model, sites, tokens, loss, "hidden"):
             for site, (seen, gradient) in zip(sites, passed, strict=True):
                 z, g = (part.detach().flatten(0, -2).double() for part in (seen.hidden, gradient))
                 a = g * g
-                sums[site] += torch.stack([part.sum(0) for part in (z, z * z, a, z * a, z * z * a)])
+                sums[site] += torch.stack([part.sum(0) for part in (z, a, z * a, z * z * a)])
             progress.advance()
-    importance, variances = {}, {}
+    importance = {}
     for site, total in sums.items():
-        z, zz, a, za, zza = total / tokens.numel()
-        variances[site] = (zz - z * z).clamp_min(0)
+        z, a, za, zza = total / tokens.numel()
         importance[site] = (zza - 2 * z * za + z * z * a).clamp_min(0)
         if not importance[site].isfinite().all():
             raise SubFitError(f"fisher: {site.name} has NaN or infinite gradients or hidden units")
-    return importance, variances
+    return importance
 
 
 def numbers_to_keep(importance: Mapping[Site, Tensor], goal: float, least: float) -> dict[Site, int]:

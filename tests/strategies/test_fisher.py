@@ -15,12 +15,7 @@ from subfit.fitting.one_shot import fit_one_shot
 from subfit.model.activations import watch
 from subfit.model.checkpoint import save
 from subfit.pipeline import compress_model
-from subfit.strategies.selectors.fisher import (
-    Fisher,
-    NeuronsOfImportance,
-    measure,
-    numbers_to_keep,
-)
+from subfit.strategies.selectors.fisher import Fisher, FittedNeurons, measure, numbers_to_keep
 
 SMALL = {"windows": 4, "length": 16}
 
@@ -34,7 +29,7 @@ def test_the_importance_is_the_fisher_information_of_each_neuron():
     model, tokens = tiny_model(), tiny_tokens(3)
     calibration = Calibration(model, tokens)
     site = ffns(calibration)[1]
-    importance, variances = measure(calibration, [site], tokens, seed=7)
+    importance = measure(calibration, [site], tokens, seed=7)
 
     seen = {}
     down = model.model.layers[site.layer].mlp.down_proj
@@ -50,7 +45,6 @@ def test_the_importance_is_the_fisher_information_of_each_neuron():
     z, g, w = np.array(z), np.array(g), down.weight.detach().double().numpy().T
     expected = [np.mean(((z[:, j] - z[:, j].mean()) * (g @ w[j])) ** 2) for j in range(len(w))]
     np.testing.assert_allclose(importance[site].numpy(), expected, rtol=1e-4)
-    np.testing.assert_allclose(variances[site].numpy(), z.var(0), rtol=1e-4)
     assert all(p.requires_grad for p in model.parameters())
 
 
@@ -84,12 +78,11 @@ def test_what_is_kept_is_ridge_regression_towards_the_own_weights():
         model(tokens)
     for hook in hooks:
         hook.remove()
-    weights = torch.rand(site.hidden, generator=torch.Generator().manual_seed(2)).double()
-    bypass = NeuronsOfImportance(4, weights, ridge=0.3)
+    units = [1, 3, 4, site.hidden - 1]
+    bypass = FittedNeurons(torch.tensor(units), ridge=0.3)
     (replacement,) = fit_one_shot(Calibration(model, tokens), {site: bypass})
     assert sum(p.numel() for p in replacement.bypass.parameters()) == bypass.parameters([site])
     z, y = (seen[key].flatten(0, 1).double().numpy() for key in "zy")
-    units = sorted(np.argsort(z.var(0) * weights.numpy())[-4:])
     z, own = z[:, units], core.down_proj.weight.detach().double().numpy().T[units]
     zc, yc = z - z.mean(0), y - y.mean(0)
     penalty = 0.3 * (zc.var(0) + 1e-3 * zc.var(0).mean())
@@ -114,14 +107,13 @@ def test_an_output_norm_stays_and_what_goes_into_it_is_fitted(family):
         hook.remove()
     found = output_norm_of(calibration.branch(site))
     torch.testing.assert_close(found(seen["o"]), seen["y"])
-    weights = torch.ones(site.hidden).double()
-    whole, part = (NeuronsOfImportance(number, weights, 0.3, found) for number in (site.hidden, 8))
+    units = torch.arange(site.hidden)[::2]
+    whole, part = (FittedNeurons(kept, 0.3, found) for kept in (torch.arange(site.hidden), units))
     (all_kept,), (some_kept,) = (fit_one_shot(Calibration(model, tokens), {site: bypass}) for bypass in (whole, part))
     assert sum(p.numel() for p in some_kept.bypass.parameters()) == part.parameters([site])
     with torch.no_grad():
         torch.testing.assert_close(all_kept.bypass[-1](all_kept.bypass[-2](seen["z"])), seen["y"], rtol=1e-3, atol=1e-4)
     z, o = (seen[key].flatten(0, 1).double() for key in "zo")
-    units = z.var(0).topk(8).indices.sort().values
     z, own = z[:, units], layer.mlp.down_proj.weight.detach().double().T[units]
     zc, oc = z - z.mean(0), o - o.mean(0)
     penalty = 0.3 * (zc.var(0, correction=0) + 1e-3 * zc.var(0, correction=0).mean())
@@ -135,7 +127,7 @@ def test_what_is_to_go_into_the_norm_gives_the_target_to_first_order():
     calibration = Calibration(model, tokens)
     site = ffns(calibration)[1]
     norm = output_norm_of(calibration.branch(site))
-    bypass = NeuronsOfImportance(8, torch.ones(site.hidden), 0.3, norm)
+    bypass = FittedNeurons(torch.arange(8), 0.3, norm)
     with torch.no_grad(), watch(model, site) as seen:
         model(tokens)
     gave = seen.before_norm
