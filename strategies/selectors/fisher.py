@@ -12,7 +12,7 @@ from subfit.calibration.gradients import gradients_at_sites
 from subfit.calibration.moments import Moments
 from subfit.errors import SubFitError
 from subfit.fitting.budget import ROUNDING, Budget
-from subfit.fitting.layers import linear_layer, output_norm_of
+from subfit.fitting.layers import before_output_norm, linear_layer, output_norm_of
 from subfit.fitting.regression import centre, check_ridge
 from subfit.model.activations import Activations, Branch
 from subfit.model.processes import full_tensor
@@ -103,12 +103,7 @@ class FittedNeurons(Bypass):
         return seen.hidden[..., self.kept]
 
     def targets(self, seen: Activations, y: Tensor) -> Tensor:
-        if self.norm is None:
-            return y
-        gave, gain = seen.before_norm.float(), self.norm.weight.float()
-        scale = (gave.square().mean(-1, keepdim=True) + (self.norm.eps or 0.0)).sqrt()
-        known = gain.abs() > FLOOR * gain.abs().max()
-        return gave + scale * torch.where(known, (y.float() - self.norm(gave)) / gain, 0.0)
+        return y if self.norm is None else before_output_norm(self.norm, seen.before_norm, y)
 
     def fit(self, branch: Branch, moments: Moments, shared: None) -> nn.Module:
         c, layers = centre(moments), hidden_layers(branch)

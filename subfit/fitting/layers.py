@@ -9,6 +9,7 @@ from subfit.errors import SubFitError
 from subfit.model.activations import Branch
 from subfit.model.modeling_subfit import Scale
 
+UNSEEN = 1e-3  # what a norm multiplies by a smaller share of its largest factor does not matter
 ROUNDING = 0.02  # of what a layer gives, in bfloat16, is well below this share of it
 
 
@@ -60,6 +61,21 @@ def output_norm_of(branch: Branch, tokens: int = 64) -> nn.RMSNorm | None:
     like = nn.RMSNorm(width, eps, device=x.device)
     like.weight.copy_(of_ones * (1 + (like.eps or 0.0)) ** 0.5)
     return like if (like(x.float()) - wanted).norm() < ROUNDING * wanted.norm() else None
+
+
+def before_output_norm(norm: nn.RMSNorm, gave: Tensor, y: Tensor) -> Tensor:
+    """Returns what is to go into an output norm so that it gives y, to first order in the change of direction, (..., d).
+
+    It has the scale of what goes into it now. Nothing changes in a dimension that the norm multiplies by almost nothing.
+
+    Args:
+        gave: (..., d), what goes into it now.
+        y: (..., d).
+    """
+    gave, gain = gave.float(), norm.weight.float()
+    scale = (gave.square().mean(-1, keepdim=True) + (norm.eps or 0.0)).sqrt()
+    seen = gain.abs() > UNSEEN * gain.abs().max()
+    return gave + scale * torch.where(seen, (y.float() - norm(gave)) / gain, 0.0)
 
 
 def scale_layer(weight: Tensor, bias: Tensor) -> Scale:

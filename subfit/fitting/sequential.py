@@ -1,6 +1,7 @@
 """Fits the bypasses of the selected sites in depth order, on the stream as the earlier ones have changed it."""
 
 import copy
+import logging
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from subfit.calibration.capture import Calibration
 from subfit.calibration.moments import StreamingMoments
 from subfit.errors import SubFitError, attribute_errors_to
-from subfit.fitting.kept import refit_kept
+from subfit.fitting.kept import may_be_refitted, refit_kept
+from subfit.fitting.layers import before_output_norm, output_norm_of
 from subfit.fitting.one_shot import shared_parts
 from subfit.fitting.replacements import fit_bypass, fit_folded_map
 from subfit.fitting.statistics import Collector
 from subfit.fitting.substitutes import FoldedMap, Plan, RetrainedLayer
 from subfit.model.activations import Activations, watch
-from subfit.model.folding import ends_in_linear_layer, last_kept_ffn
+from subfit.model.folding import last_kept_ffn
 from subfit.model.offloading import check_resident, loaded
 from subfit.model.processes import is_distributed
 from subfit.model.replacing import Replacement, RetrainedReplacement, Switch, switched_off
@@ -24,6 +26,7 @@ from subfit.model.residual_stream import ResidualStream
 from subfit.model.submodules import Site, decoder_layers
 from subfit.progress import Stage
 
+logger = logging.getLogger(__name__)
 Target = Literal["branch", "dense", "corrected"]
 
 
@@ -41,12 +44,9 @@ def fit_sequential(
     Args:
         refit_kept: the ridge with which the output projections of the kept submodules behind the first replaced one are
             refitted, too, to the same target, where they end in one; they stay as they are if it is not given.
-
-    Raises:
-        SubFitError: if there is nothing to refit, as no submodule ends in a linear layer.
     """
-    if refit_kept is not None and not any(ends_in_linear_layer(calibration.model, site) for site in calibration.sites):
-        raise SubFitError("refit_kept: no submodule of this model ends in a linear layer; leave it out")
+    if refit_kept is not None and not any(may_be_refitted(calibration.branch(site)) for site in calibration.sites):
+        logger.warning("refit_kept: no submodule of this model ends in a linear layer; nothing is refitted")
     fit = _SequentialFit(calibration, plan, target, correction, refit_kept)
     last = max((site.layer for site in (plan if refit_kept is None or not plan else calibration.sites)), default=-1)
     with Stage(f"fitting {len(plan)} bypasses", last + 1, "layers") as progress:
@@ -118,7 +118,7 @@ class _SequentialFit:
     def _is_refitted(self, site: Site) -> bool:
         """Whether the output projection of a kept site is refitted: behind the first replaced one."""
         changed = self._compressed is not self._dense
-        return self._refit_kept is not None and changed and ends_in_linear_layer(self._calibration.model, site)
+        return self._refit_kept is not None and changed and may_be_refitted(self._calibration.branch(site))
 
     def _replace(self, site: Site) -> None:
         substitute, branch = self._plan[site], self._calibration.branch(site)
@@ -138,11 +138,16 @@ class _SequentialFit:
     def _refit(self, site: Site) -> None:
         """Refits the output projection of a kept site to what it should add to the compressed stream."""
         assert self._refit_kept is not None
-        collector = Collector(StreamingMoments)
+        branch, collector = self._calibration.branch(site), Collector(StreamingMoments)
+        norm = output_norm_of(branch)
         for batch in self._dense.batches:
             seen = self._run(self._compressed, batch, site, "y")
-            collector.add(seen.hidden, self._target_of(site, batch, seen) - seen.y.float())
-        self._put(refit_kept(self._calibration.branch(site), collector.compute(), self._refit_kept))
+            gave, target = seen.y.float(), self._target_of(site, batch, seen)
+            if norm is not None:
+                gave = seen.before_norm.float()
+                target = before_output_norm(norm, gave, target)
+            collector.add(seen.hidden, target - gave)
+        self._put(refit_kept(branch, collector.compute(), self._refit_kept))
         self._stages.add(site.stage)
 
     def _put(self, switch: Switch) -> None:

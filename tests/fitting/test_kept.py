@@ -57,10 +57,16 @@ def test_it_is_ridge_regression_towards_the_own_weights(family):
         assert np.linalg.norm(offset - centre + middle @ change) < 1e-5 * np.linalg.norm(offset)
 
 
-def test_it_brings_the_model_back_without_a_parameter_more():
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("llama", {}), ("gemma3_text", {}), ("olmo2", {}), ("granite", {"residual_multiplier": 0.3})],
+    ids=["llama", "gemma3_text", "olmo2", "granite"],
+)
+def test_it_brings_the_model_back_without_a_parameter_more(family, changes):
+    """Also through output norms, and where the layer scales what is added."""
     measured = {}
     for ridge in (None, RIDGE):
-        model, tokens = tiny_model(), tiny_tokens(60)
+        model, tokens = tiny_model(family, **changes), tiny_tokens(60)
         calibration = Calibration(model, tokens)
         comparison = Comparison(model, tokens)
         switches, _ = fit_recipe(calibration, made(refit_kept=ridge))
@@ -100,5 +106,8 @@ def test_what_cannot_be_is_refused():
         made(fitting="one_shot")
     with pytest.raises(SubFitError, match="ridge is -1"):
         made(refit_kept=-1.0)
-    with pytest.raises(SubFitError, match="no submodule of this model ends in a linear layer"):
-        compress_model(tiny_model("olmo2"), tiny_tokens(), made())
+
+
+def test_where_nothing_ends_in_a_linear_layer_a_line_says_so(caplog):
+    compress_model(tiny_model("gpt2"), tiny_tokens(), made())
+    assert "no submodule of this model ends in a linear layer; nothing is refitted" in caplog.text
