@@ -4,7 +4,7 @@ Tokens are rows, so a map is applied as x W + b. All functions work in float64 o
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class Centred:
 
 def centre(moments: Moments) -> Centred:
     """Turns sums into means and covariances."""
+    moments = _of_one_feature(moments)
     n, x, y = moments.n, moments.x / moments.n, moments.y / moments.n
     square = moments.yy / n
     variance = square - y @ y
@@ -44,6 +45,12 @@ def centre(moments: Moments) -> Centred:
         xy=moments.xy / n - torch.outer(x, y),
         yy=torch.where(variance > ROUNDING * square, variance, 0.0),
     )
+
+
+def _of_one_feature(moments: Moments) -> Moments:
+    """The moments with the dimensions that torchmetrics takes from a tensor of a single element."""
+    features = len(moments.xy)
+    return replace(moments, x=moments.x.reshape(features), xx=moments.xx.reshape(features, features))
 
 
 def ridged(xx: Tensor, ridge: float) -> Tensor:
@@ -145,6 +152,7 @@ def explained_variance(moments: Moments, linear_map: Tensor, bias: Tensor) -> fl
 
 def uncentred(moments: Moments) -> Centred:
     """The second moments themselves, for maps without a bias: as if inputs and targets had mean zero."""
+    moments = _of_one_feature(moments)
     n, zero_x, zero_y = moments.n, torch.zeros_like(moments.x), torch.zeros_like(moments.y)
     return Centred(mean_x=zero_x, mean_y=zero_y, xx=moments.xx / n, xy=moments.xy / n, yy=moments.yy / n)
 

@@ -66,7 +66,8 @@ def test_the_least_important_neurons_go_and_no_more_than_needed(least):
     assert all(site.hidden - number >= max(least * site.hidden, 1) for site, number in kept.items())
 
 
-def test_what_is_kept_is_ridge_regression_towards_the_own_weights():
+@pytest.mark.parametrize("number", [1, 4])
+def test_what_is_kept_is_ridge_regression_towards_the_own_weights(number):
     model, tokens = tiny_model(), tiny_tokens(16)
     site, core = ffns(Calibration(model, tokens))[1], model.model.layers[1].mlp
     seen = {}
@@ -78,7 +79,7 @@ def test_what_is_kept_is_ridge_regression_towards_the_own_weights():
         model(tokens)
     for hook in hooks:
         hook.remove()
-    units = [1, 3, 4, site.hidden - 1]
+    units = [1, 3, 4, site.hidden - 1][:number]
     bypass = FittedNeurons(torch.tensor(units), ridge=0.3)
     (replacement,) = fit_one_shot(Calibration(model, tokens), {site: bypass})
     assert sum(p.numel() for p in replacement.bypass.parameters()) == bypass.parameters([site])
