@@ -40,7 +40,7 @@ class Library(Selector):
     def __init__(
         self,
         attention: list[Bypass] = [LowRank()],  # noqa: B006 (a strategy never changes its arguments)
-        ffn: list[Bypass] = [LowRank(), KeptNeurons(0.25), KeptNeurons(0.5)],  # noqa: B006
+        ffn: list[Bypass] = [LowRank(), KeptNeurons(0.25), KeptNeurons(0.5)],  # noqa: B006 (as above)
         also: dict[Unit, float] | None = None,
         per_type: bool = False,
         fitted_on: int = 16,

@@ -52,7 +52,7 @@ def draw(logits: Tensor, numbers: Tensor) -> Tensor:
     return found.clamp_max(logits.shape[-1] - 1)  # where the product was rounded up to the whole
 
 
-class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
+class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers leaves it without types
     """Keys and values of a layer with room for all tokens: they are not copied for each one, as those of a plain cache.
 
     Args:
@@ -60,7 +60,7 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, room: int):
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self._room = room
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
