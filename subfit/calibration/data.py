@@ -87,7 +87,7 @@ def describe_tokens(tokens: Tensor, data: Data | None = None, calibration: Tenso
 def _read(data: Data, source: str, count: int, length: int, model: Any, tokenizer: Any, seed: int) -> Tensor:
     """Windows of one source, (count, length)."""
     if source == "self":
-        return sample(model, tokenizer, count, length, seed)
+        return sample(model, tokenizer, count, length, seed, data.beginnings())
     if source == "repeated":
         return repeated_windows(model, tokenizer, count, length, seed)
     where = " + ".join(data.path) if source == "text" else f"{data.dataset} ({data.split})"

@@ -1,5 +1,6 @@
 """Calibration tokens that the model samples itself, where there is no data."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,12 +15,18 @@ LARGEST_BATCH = 128  # windows that are sampled at once; a product with more row
 
 
 @torch.no_grad()
-def sample(model: Any, tokenizer: Any, count: int, length: int, seed: int) -> Tensor:
-    """Samples windows from the model's own distribution, each from the begin-of-text token; (count, length).
+def sample(model: Any, tokenizer: Any, count: int, length: int, seed: int, prompts: Sequence[str] = ()) -> Tensor:
+    """Samples windows from the model's own distribution, each from the begin-of-text token and a prompt; (count, length).
 
     Data-free calibration (as LLM-QAT, arXiv 2305.17888): the samples follow the model's own distribution. Each token of each
     window is drawn by a random number of its own, so that a window does not depend on how many others there are, but for
     rounding.
+
+    Args:
+        prompts: what follows the begin-of-text token; the windows take them in turn. Nothing, if there are none.
+
+    Raises:
+        SubFitError: if there is no begin-of-text token, or the model gives NaN.
     """
     first = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
     if first is None:
@@ -28,13 +35,20 @@ def sample(model: Any, tokenizer: Any, count: int, length: int, seed: int) -> Te
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(count, length - 1, dtype=torch.float64, generator=generator).to(device)
     tokens = torch.full((count, length), first, device=device)
+    given = torch.ones(count, dtype=torch.long, device=device)  # tokens of each window that are not drawn
+    for start, prompt in enumerate(prompts):
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"][: length - 1]
+        tokens[start :: len(prompts), 1 : len(ids) + 1] = torch.tensor(ids, dtype=torch.long)
+        given[start :: len(prompts)] += len(ids)
     batches = -(-count // LARGEST_BATCH)  # of equal size
     with Stage(f"sampling {count} windows of text", count * (length - 1), "tokens") as progress:
-        for rows, numbers in zip(tokens.tensor_split(batches), draws.tensor_split(batches), strict=True):
+        split = (part.tensor_split(batches) for part in (tokens, draws, given))
+        for rows, numbers, fixed in zip(*split, strict=True):
             cache = _cache(model, length)
             for position in range(1, length):
                 output = model(rows[:, position - 1 : position], past_key_values=cache, use_cache=True)
-                rows[:, position] = draw(output.logits[:, -1], numbers[:, position - 1])
+                drawn = draw(output.logits[:, -1], numbers[:, position - 1])
+                rows[:, position] = torch.where(position < fixed, rows[:, position], drawn)
                 progress.advance(len(rows))
     return tokens.cpu()
 
