@@ -105,7 +105,7 @@ def compress(
         target: what a sequential fit aims at: `branch`, `dense` or `corrected` (the default).
         correction: share of the streams' difference that `corrected` makes up for (1.0).
         refit_kept: ridge with which a sequential fit refits the output projections of the kept submodules (not).
-        finetune: how the fitted bypasses are trained together afterwards (not).
+        finetune: how what was fitted is trained together afterwards (not).
         output: new folder to write the compressed model to (none).
         calibration: tokens to score and fit on (64 windows of 512, sampled from the model).
         evaluation: tokens to compare with the dense model on (16 windows, held out from those of the calibration).

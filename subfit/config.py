@@ -69,7 +69,8 @@ class Recipe:
         correction: share of the difference between the streams that the target `corrected` adds.
         refit_kept: ridge with which a sequential fit refits the output projections of the kept submodules, to the same
             target and towards their own weights, relative to the mean variance of what they read; not, if not given.
-        finetune: how the fitted bypasses are trained together afterwards; no fine-tuning if not given.
+        finetune: how the fitted bypasses, and what `refit_kept` has refitted, are trained together afterwards; none if not
+            given.
     """
 
     scorer: Scorer

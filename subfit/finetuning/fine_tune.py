@@ -1,4 +1,4 @@
-"""Fine-tuning: all bypasses trained together by gradients, towards the dense model; optional, after the closed-form fit."""
+"""Fine-tuning: all that was fitted is trained by gradients, towards the dense model; optional, after the closed-form fit."""
 
 import sys
 import traceback
@@ -30,10 +30,11 @@ def fine_tune(calibration: Calibration, switches: list[Switch], settings: FineTu
     """Trains the bypasses of a model, in place, to where its held-out divergence from the dense model is lowest.
 
     Where the closed-form fit is best, it stays. Where training fails, whatever the reason, the best weights so far stay.
-    Only bypasses at the sites are trained, not maps folded into other weights, nor retrained layers.
+    Bypasses at the sites and refitted output projections are trained, not maps folded into other weights, nor retrained
+    layers.
 
     Args:
-        switches: the replacements, all on; if there are adapters, they are added at the end.
+        switches: the replacements and refitted projections, all on; if there are adapters, they are added at the end.
         log: where training curves go, where the state to resume from is kept, and what to resume.
 
     Returns:
@@ -113,9 +114,9 @@ def _adapters(
     if settings is None:
         yield
         return
-    bypasses = [module for switch in switches for module in switch.trainable()]
-    closed_form = [(p, p.detach().clone()) for module in bypasses for p in module.parameters()]
-    adapters = Adapters(calibration.model, settings, bypasses)
+    fitted = [module for switch in switches for module in switch.trainable()]
+    closed_form = [(p, p.detach().clone()) for module in fitted for p in module.parameters()]
+    adapters = Adapters(calibration.model, settings, fitted)
     adapters.on()
     switches.append(adapters)
     merged = False

@@ -25,7 +25,7 @@ OWNED = {  # arguments of Trainer that follow from other options, or from how th
     "min_epochs": "training is counted in max_steps",
     "check_val_every_n_epoch": "use val_check_interval",
     "reload_dataloaders_every_n_epochs": "training is one epoch",
-    "overfit_batches": "the training windows are the calibration's",
+    "overfit_batches": "use windows",
     "fast_dev_run": "use a small max_steps",
     "num_sanity_val_steps": "the held-out windows are evaluated before the first step",
     "enable_checkpointing": "the state is saved beside the output",
@@ -61,7 +61,7 @@ class LoRA:
 
 @dataclass(kw_only=True)
 class FineTuning:
-    """How bypasses are trained, on the calibration windows; every tenth of these is held out, to judge by.
+    """How bypasses and refitted projections are trained; every tenth window is held out, to judge by.
 
     What is a class of Lightning's or torch's is given as a mapping of `class_path` and `init_args`, or as an object.
 
