@@ -91,6 +91,11 @@ class Recipe:
         """What takes the place of the sites of each type."""
         return {"attention": self.attention_bypass, "mixer": self.attention_bypass, "ffn": self.ffn_bypass}
 
+    @property
+    def training_windows(self) -> int:
+        """Number of windows that are read to fine-tune on, beside those of the calibration."""
+        return 0 if self.finetune is None else self.finetune.windows or 0
+
     def __post_init__(self) -> None:
         from subfit.fitting.budget import check_sparsity
         from subfit.fitting.costs import check_unit

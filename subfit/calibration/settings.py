@@ -11,7 +11,9 @@ from subfit.errors import SubFitError, shown
 from subfit.options.typed import check_fields
 
 SOURCES = ("self", "text", "hub", "repeated", "given")
-LARGEST_SEED = (1 << 31) - 1  # of a calibration; those of evaluations are larger, within the 32 bits that torch uses
+LARGEST_SEED = (
+    1 << 31
+) - 1  # of a calibration; those of evaluations and of further windows are larger, within the 32 bits that torch uses
 
 
 @dataclass
@@ -135,5 +137,14 @@ def evaluation_seed(seed: int, text: str = "") -> int:
         seed: the run's.
         text: the text's name, where there are several.
     """
-    number = int.from_bytes(hashlib.sha256(f"evaluation {seed} {text}".encode()).digest()[:4])
+    return _seed_of(f"evaluation {seed} {text}")
+
+
+def further_seed(seed: int) -> int:
+    """Returns the seed for sampling and drawing windows beside those of a seed: another one than that of any calibration."""
+    return _seed_of(f"further {seed}")
+
+
+def _seed_of(name: str) -> int:
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
     return number | LARGEST_SEED + 1
