@@ -248,7 +248,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
 
 def test_too_few_windows_and_nothing_to_train_leave_the_fit():
     few = compress_model(tiny_model(), tiny_tokens(1, 32), recipe(finetune=settings()))
-    assert "1 calibration windows" in few.record["finetune"]["stopped"]
+    assert "1 windows; fine-tuning needs" in few.record["finetune"]["stopped"]
     nothing = tuned(settings(), attention_bypass="identity", ffn_bypass="identity")
     assert "nothing to fine-tune" in nothing.record["finetune"]["stopped"]
     assert same(nothing, tuned(None, attention_bypass="identity", ffn_bypass="identity"))
