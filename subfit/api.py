@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from subfit.calibration.checks import warn_of_other_tokens, warn_of_shared_windows
-from subfit.calibration.data import describe_tokens, read_tokens
+from subfit.calibration.data import RunTokens, describe_tokens, read_tokens
 from subfit.calibration.settings import Data, EvaluationData, evaluation_seed
 from subfit.config import Options, Source, configuration, resolve
 from subfit.errors import SubFitError, shown
@@ -105,7 +104,7 @@ def compress(
         target: what a sequential fit aims at: `branch`, `dense` or `corrected` (the default).
         correction: share of the streams' difference that `corrected` makes up for (1.0).
         refit_kept: ridge with which a sequential fit refits the output projections of the kept submodules (not).
-        finetune: how the fitted bypasses are trained together afterwards (not).
+        finetune: how what was fitted is trained together afterwards (not).
         output: new folder to write the compressed model to (none).
         calibration: tokens to score and fit on (64 windows of 512, sampled from the model).
         evaluation: tokens to compare with the dense model on (16 windows, held out from those of the calibration).
@@ -178,10 +177,10 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
         recipe = options.recipe
         check_for_llama_cpp(model, tokenizer, {"attention": recipe.attention_bypass, "ffn": recipe.ffn_bypass})
     loaded_at = time.perf_counter()
-    tokens, held_out = tokens_of(options, model, tokenizer)
-    described = describe_data(options, tokens, held_out)  # now, as files may be gone after the fit
+    tokens = tokens_of(options, model, tokenizer)
+    described = describe_data(options, tokens)  # now, as files may be gone after the fit
     check_resumed_tokens(options.resume, tokens)
-    warn_of_shared_windows(held_out, tokens, "evaluation")
+    warn_of_shared_windows(tokens.evaluation, tokens.seen(), "evaluation")
     for path in options.configurations:
         warn_of_other_tokens(path, written, described["calibration_tokens"]["sha256"])
     stages = {"load": loaded_at - start, "data": time.perf_counter() - loaded_at}
@@ -191,8 +190,9 @@ def _run(options: Options, written: dict[str, Any], loaded: tuple[Any, Any] | No
         record.update(**provenance(), dtypes=describe_dtypes(model), configuration=written, **described)
         saved.save(model, tokenizer, record, closed_form)
 
-    given: dict[str, Any] = {"evaluation": held_out, "batch_size": options.batch_size, "seed": options.seed}
-    compression = compress_model(model, tokens, options.recipe, log=log, keep=save, **given)
+    given: dict[str, Any] = {"evaluation": tokens.evaluation, "training": tokens.training, "seed": options.seed}
+    given["batch_size"] = options.batch_size
+    compression = compress_model(model, tokens.calibration, options.recipe, log=log, keep=save, **given)
     compression.tokenizer = tokenizer
     save(compression.record, closed_form=False)
     return compression
@@ -217,33 +217,32 @@ def model_of(options: Options) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def tokens_of(options: Options, model: Any, tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Returns the calibration and the evaluation tokens of a run, (windows, length) each.
+def tokens_of(options: Options, model: Any, tokenizer: Any) -> RunTokens:
+    """Returns the tokens of a run.
 
     Raises:
         SubFitError: if a source cannot be read, or holds too few tokens.
     """
-    own, wanted = options.evaluation, options.evaluation.windows
+    own, wanted, training = options.evaluation, options.evaluation.windows, options.recipe.training_windows
     held_out = wanted if own.is_held_out() else 0
     with _reading("calibration", options.calibration):
-        tokens, rest = read_tokens(options.calibration, model, tokenizer, options.seed, held_out)
+        tokens, rest, others = read_tokens(options.calibration, model, tokenizer, options.seed, held_out, training)
     if wanted > held_out:
         with _reading("evaluation", own):
-            rest, _ = read_tokens(own, model, tokenizer, evaluation_seed(options.seed))
-    return tokens, rest
+            rest, *_ = read_tokens(own, model, tokenizer, evaluation_seed(options.seed))
+    return RunTokens(tokens, rest, others if training else None)
 
 
 def _reading(purpose: str, data: Data) -> Stage:
     return Stage(f"{'sampling' if 'self' in data.sources() else 'reading'} {purpose} text")
 
 
-def describe_data(options: Options, tokens: Tensor, evaluation: Tensor) -> dict[str, Any]:
-    """Returns what the record of a run says of the tokens that `tokens_of` gave it; see `describe_tokens`."""
+def describe_data(options: Options, tokens: RunTokens) -> dict[str, Any]:
+    """Returns what the record of a run says of its tokens; see `describe_tokens`."""
     source = options.calibration if options.evaluation.is_held_out() else options.evaluation
-    return {
-        "calibration_tokens": describe_tokens(tokens, options.calibration),
-        "evaluation_tokens": describe_tokens(evaluation, source if len(evaluation) else None, tokens),
-    }
+    evaluation = tokens.evaluation
+    described = {f"{purpose}_tokens": describe_tokens(its, options.calibration) for purpose, its in tokens.seen().items()}
+    return described | {"evaluation_tokens": describe_tokens(evaluation, source if len(evaluation) else None, tokens.seen())}
 
 
 def _on_loaded(options: Options, model: PreTrainedModel) -> Options:

@@ -69,7 +69,8 @@ class Recipe:
         correction: share of the difference between the streams that the target `corrected` adds.
         refit_kept: ridge with which a sequential fit refits the output projections of the kept submodules, to the same
             target and towards their own weights, relative to the mean variance of what they read; not, if not given.
-        finetune: how the fitted bypasses are trained together afterwards; no fine-tuning if not given.
+        finetune: how the fitted bypasses, and what `refit_kept` has refitted, are trained together afterwards; none if not
+            given.
     """
 
     scorer: Scorer
@@ -89,6 +90,11 @@ class Recipe:
     def substitutes(self) -> dict[Kind, Substitute]:
         """What takes the place of the sites of each type."""
         return {"attention": self.attention_bypass, "mixer": self.attention_bypass, "ffn": self.ffn_bypass}
+
+    @property
+    def training_windows(self) -> int:
+        """Number of windows that are read to fine-tune on, beside those of the calibration."""
+        return 0 if self.finetune is None else self.finetune.windows or 0
 
     def __post_init__(self) -> None:
         from subfit.fitting.budget import check_sparsity

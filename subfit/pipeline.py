@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration
 from subfit.calibration.checks import warn
+from subfit.calibration.data import RunTokens
 from subfit.config import Recipe
 from subfit.errors import SubFitError, attribute_errors_to, missing, where
 from subfit.evaluation.comparison import Comparison
@@ -24,7 +25,6 @@ from subfit.fitting.one_shot import fit_one_shot
 from subfit.fitting.sequential import fit_sequential
 from subfit.fitting.substitutes import Plan, plan_of
 from subfit.model.decoder_check import check_decoder
-from subfit.model.digests import tensor_digest
 from subfit.model.finalizing import check_replaceable, finalize, finalized
 from subfit.model.offloading import check_resident
 from subfit.model.portable_code import portable_source
@@ -61,6 +61,7 @@ def compress_model(
     recipe: Recipe,
     *,
     evaluation: Tensor | None = None,
+    training: Tensor | None = None,
     batch_size: int = 8,
     seed: int = 0,
     log: Log | None = None,
@@ -73,6 +74,7 @@ def compress_model(
         tokens: (windows, length), calibration tokens, packed without padding.
         recipe: how to score, select, fit and fine-tune.
         evaluation: (windows, length), held-out tokens on which the compressed model is compared with the dense one.
+        training: (windows, length), tokens to fine-tune on; those of the calibration, if not given.
         batch_size: windows run at once.
         seed: of every strategy that draws at random and has no seed of its own.
         log: where a fine-tuning is logged.
@@ -81,6 +83,8 @@ def compress_model(
     Raises:
         SubFitError: if the model is not supported, or gives NaN, or the recipe does not fit it.
     """
+    if recipe.training_windows and training is None:
+        raise SubFitError(f"finetune.windows is {recipe.training_windows}; give these tokens, too: training=...")
     check_replaceable(model)
     calibration = Calibration(model, tokens, batch_size)
     check_decoder(model, calibration.sites)
@@ -91,7 +95,7 @@ def compress_model(
         record["size"] = compression_sizes(calibration, switches)
         with finalized(model, switches):
             keep({**record, "seconds": dict(record["seconds"]), "finetune": closed_form(UNFINISHED)})
-    tune(calibration, switches, recipe, record, log or Log())
+    tune(calibration, switches, recipe, record, log or Log(), training)
     if evaluation is not None and len(evaluation):
         with timed(record["seconds"], "evaluate"), Stage("evaluating"):
             with switched_off(switches):
@@ -177,21 +181,29 @@ def check_resume(resume: str | None, recipe: Recipe, configuration: Mapping[str,
         warn(f"resume: {said}")
 
 
-def check_resumed_tokens(resume: str | None, tokens: Tensor) -> None:
-    """Raises SubFitError if a run that goes on from the state of an interrupted one has other calibration tokens."""
+def check_resumed_tokens(resume: str | None, tokens: RunTokens) -> None:
+    """Raises SubFitError if a run that goes on from the state of an interrupted one is fitted or trained on other tokens."""
     if resume is not None:
-        from subfit.finetuning.resuming import TOKENS, check_state  # and Lightning, which takes seconds
+        from subfit.finetuning.resuming import check_state, identity_of_tokens  # and Lightning, which takes seconds
 
-        check_state(resume, {TOKENS: tensor_digest(tokens)})
+        training = tokens.calibration if tokens.training is None else tokens.training
+        check_state(resume, identity_of_tokens(tokens.calibration, training))
 
 
-def tune(calibration: Calibration, switches: list[Switch], recipe: Recipe, record: dict[str, Any], log: Log) -> None:
+def tune(
+    calibration: Calibration,
+    switches: list[Switch],
+    recipe: Recipe,
+    record: dict[str, Any],
+    log: Log,
+    training: Tensor | None = None,
+) -> None:
     """Fine-tunes what was fitted, if the recipe says so, and adds to the record; see `fine_tune`."""
     if recipe.finetune is not None:
         from subfit.finetuning.fine_tune import fine_tune  # and Lightning, which takes seconds
 
         with timed(record["seconds"], "finetune"), Stage("fine-tuning"):
-            record["finetune"] = fine_tune(calibration, switches, recipe.finetune, log)
+            record["finetune"] = fine_tune(calibration, switches, recipe.finetune, log, training)
 
 
 def compression_sizes(calibration: Calibration, switches: list[Switch]) -> dict[str, Any]:

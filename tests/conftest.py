@@ -110,7 +110,7 @@ def spoilt(monkeypatch):
     def fit(*args, **kwargs):
         replacements, record = fit_recipe(*args, **kwargs)
         generator = torch.Generator().manual_seed(0)
-        for p in dict.fromkeys(p for r in replacements for p in r.bypass.parameters()):
+        for p in dict.fromkeys(p for r in replacements for module in r.trainable() for p in module.parameters()):
             p.data += p.std(correction=0) * torch.randn(p.shape, generator=generator).to(p.dtype)
             p.data.copy_(rounded(p.data, rounding_of(replacements[0].model)))
         return replacements, record

@@ -29,7 +29,7 @@ def real(all_cores, tmp_path_factory):
     model, tokenizer = load("smollm2-135m", dtype="float32")
     text = tmp_path_factory.mktemp("texts") / "python.txt"
     text.write_text("\n\n".join(topics.values()))
-    tokens, _ = read_tokens(Data(path=str(text), windows=24, length=256), model, tokenizer, 0)
+    tokens, *_ = read_tokens(Data(path=str(text), windows=24, length=256), model, tokenizer, 0)
     return model, tokenizer, tokens
 
 

@@ -47,7 +47,7 @@ def draw_trend(rows: list[Row], axes: Sequence[str], text: str) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def draw_curves(rows: list[Row], axes: Sequence[str]) -> Figure:
-    """Draws the perplexity ratio on the held-out calibration windows over the steps of each fine-tuning."""
+    """Draws the perplexity ratio on the held-out windows over the steps of each fine-tuning."""
     lines = []
     for name, (row, *_) in grouped(rows, varying(rows, axes)).items():
         curve = row["finetune"]["curve"]

@@ -27,7 +27,7 @@ CAPTIONS = {
     "trend": "A line joins the cells that differ in this option only; bands are 95 % intervals.",
     "effects": "A large dot is one cell, with its 95 % interval; or the geometric mean of several cells, the small dots.",
     "accuracy": "A large dot is one cell, with its 95 % interval; or the mean of several cells, the small dots.",
-    "curves": "On the calibration windows that were held out from training.",
+    "curves": "On the windows that were held out from training.",
     "scores": "A row is a scorer, a column a layer.",
     "selections": "A column is a layer; the darker, the more of the row's cells replace the submodule.",
 }

@@ -17,6 +17,7 @@ from subfit.interruptions import not_lost
 from subfit.progress import Stage
 from subfit.tracking.provenance import differing, processor, provenance
 
+TRAINING = "training windows"  # beside the options of a cell
 WAIT = 2.0  # seconds between looks at cells that other processes are running
 
 Row = dict[str, Any]
@@ -139,13 +140,11 @@ def _warn_of_other_rows(pairs: list[tuple[Row, dict[str, Any]]]) -> None:
 
 
 def _by_what_is_shared(cells: list[Cell]) -> Callable[[Cell], tuple[int, ...]]:
-    """The sort key that puts cells of one model, then of one calibration, then of one scorer, next to each other."""
-    groups = (
-        ("model", "dtype"),
-        ("model", "dtype", "seed", "calibration"),
-        ("model", "dtype", "seed", "calibration", "scorer"),
-    )
-    keys = {cell.name: [[cell.configuration[key] for key in group] for group in groups] for cell in cells}
+    """The sort key that puts cells of one model, then of the same tokens, then of one scorer, next to each other."""
+    model, tokens = ("model", "dtype"), ("seed", "calibration")
+    groups = (model, (*model, *tokens), (*model, *tokens, TRAINING), (*model, *tokens, TRAINING, "scorer"))
+    values = {cell.name: {**cell.configuration, TRAINING: cell.options.recipe.training_windows} for cell in cells}
+    keys = {name: [[its[key] for key in group] for group in groups] for name, its in values.items()}
     firsts = [[keys[cell.name][i] for cell in cells] for i in range(len(groups))]
     return lambda cell: tuple(first.index(key) for first, key in zip(firsts, keys[cell.name], strict=True))
 

@@ -14,7 +14,7 @@ from subfit.api import describe_data, model_of, tokens_of
 from subfit.calibration.cache import Cache
 from subfit.calibration.capture import Calibration
 from subfit.calibration.checks import warn_of_shared_windows
-from subfit.calibration.data import describe_tokens, read_tokens
+from subfit.calibration.data import RunTokens, describe_tokens, read_tokens
 from subfit.calibration.settings import Data, evaluation_seed
 from subfit.config import Options, configuration
 from subfit.evaluation.accuracy import TaskScores, average, describe_scores
@@ -74,17 +74,18 @@ class SharedState:
     def _run(self, options: Options) -> Record:
         torch.manual_seed(options.seed)
         self._load(options)
-        tokens, held_out = self._read(options)
-        calibration = self._calibration(tokens, options.batch_size)
-        comparisons = self._comparisons(tokens, held_out, options.seed)
-        described = describe_data(options, tokens, held_out)
+        tokens = self._read(options)
+        calibration = self._calibration(tokens.calibration, options.batch_size)
+        comparisons = self._comparisons(tokens, options.seed)
+        described = describe_data(options, tokens)
         texts = {name: (comparisons[name].tokens, data) for name, data in self._texts.items()}
-        described["text_tokens"] = {name: describe_tokens(found, data, tokens) for name, (found, data) in texts.items()}
+        seen = tokens.seen()
+        described["text_tokens"] = {name: describe_tokens(found, data, seen) for name, (found, data) in texts.items()}
         dense = self._latest("tasks", "", self._accuracies)
         with open_log(options.logger, configuration(options), group=self._folder.absolute().parent.name) as log:
             switches, record = fit_recipe(calibration, options.recipe, options.seed, partial(self._score, options))
             try:
-                tune(calibration, switches, options.recipe, record, log)
+                tune(calibration, switches, options.recipe, record, log, tokens.training)
                 record["size"] = compression_sizes(calibration, switches)
                 with timed(record["seconds"], "evaluate"):
                     record |= self._evaluate(switches, comparisons, dense)
@@ -103,9 +104,9 @@ class SharedState:
         """The model and its tokenizer."""
         return self._kept["model"][1]
 
-    def _read(self, options: Options) -> tuple[Tensor, Tensor]:
-        """The tokens to calibrate on, and those held out."""
-        asked = (options.seed, repr(options.calibration), repr(options.evaluation))
+    def _read(self, options: Options) -> RunTokens:
+        """The tokens to calibrate on, those held out, and those to train on."""
+        asked = (options.seed, repr(options.calibration), repr(options.evaluation), options.recipe.training_windows)
         return self._latest("tokens", asked, lambda: tokens_of(options, *self._model()))
 
     def _calibration(self, tokens: Tensor, batch_size: int) -> Calibration:
@@ -121,18 +122,18 @@ class SharedState:
 
         return self._latest("calibration", (describe_tokens(tokens)["sha256"], batch_size), make)
 
-    def _comparisons(self, calibration: Tensor, held_out: Tensor, seed: int) -> dict[str, Comparison]:
+    def _comparisons(self, its: RunTokens, seed: int) -> dict[str, Comparison]:
         """The comparisons with the dense model by the texts' names; that on the held-out windows is called `evaluation`."""
         model, tokenizer = self._model()
         found = {}
 
         def compare(name: str, tokens: Tensor) -> Comparison:
-            warn_of_shared_windows(tokens, calibration, name)
+            warn_of_shared_windows(tokens, its.seen(), name)
             return Comparison(model, tokens)
 
-        if len(held_out):
-            key = describe_tokens(held_out)["sha256"]
-            found["evaluation"] = self._latest("evaluation", key, lambda: compare("evaluation", held_out))
+        if len(its.evaluation):
+            key = describe_tokens(its.evaluation)["sha256"]
+            found["evaluation"] = self._latest("evaluation", key, lambda: compare("evaluation", its.evaluation))
         for name, data in self._texts.items():
 
             def read(name: str = name, data: Data = data) -> Comparison:

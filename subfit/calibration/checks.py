@@ -60,12 +60,16 @@ def shared_windows(tokens: Tensor, others: Tensor) -> int:
     return sum(tensor_bytes(window) in text for window in tokens)
 
 
-def warn_of_shared_windows(tokens: Tensor, others: Tensor, name: str) -> None:
-    """Warns if the tokens that a model is evaluated on, of this name, have windows that it was calibrated on."""
-    shared = shared_windows(tokens, others)
-    if shared:
-        said = f"{shared} of {len(tokens)} windows are among those of the calibration"
-        warn(f"{name}: {said}: what is measured on them is better than on other text")
+def warn_of_shared_windows(tokens: Tensor, seen: Mapping[str, Tensor], name: str) -> None:
+    """Warns if the tokens that a model is evaluated on, of this name, have windows that it was made from.
+
+    Args:
+        seen: the tokens that it was made from, by what they were for, such as `calibration`.
+    """
+    for purpose, others in seen.items():
+        if shared := shared_windows(tokens, others):
+            said = f"{shared} of {len(tokens)} windows are among those of the {purpose}"
+            warn(f"{name}: {said}: what is measured on them is better than on other text")
 
 
 def warn_of_other_tokens(record_path: str, configuration: Mapping[str, Any], digest: str) -> None:

@@ -1,6 +1,7 @@
 """Calibration and evaluation tokens: sampled from the model itself, from local text, from a data set, or random ones."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -10,25 +11,48 @@ from torch import Tensor
 from subfit.calibration.checks import check_positions, check_vocabulary, shared_windows, warn
 from subfit.calibration.repeated import repeated_windows
 from subfit.calibration.sampling import sample
-from subfit.calibration.settings import Data
+from subfit.calibration.settings import Data, further_seed
 from subfit.calibration.text import different_windows, draw_windows, first_windows, read_texts, text_windows
 from subfit.errors import SubFitError
 from subfit.model.digests import tensor_digest
 
 
-def read_tokens(data: Data, model: Any, tokenizer: Any, seed: int, held_out: int = 0) -> tuple[Tensor, Tensor]:
-    """Returns the tokens that `data` describes, packed without padding, and others of the same sources for evaluation.
+@dataclass(frozen=True)
+class RunTokens:
+    """The tokens of a run, (windows, length) each.
 
-    No two windows of a text are equal: where it repeats itself, later ones are left out.
+    Attributes:
+        calibration: those to score and fit on.
+        evaluation: those to compare the compressed model with the dense one on; there may be none.
+        training: those to fine-tune on; None if these are the calibration's.
+    """
+
+    calibration: Tensor
+    evaluation: Tensor
+    training: Tensor | None = None
+
+    def seen(self) -> dict[str, Tensor]:
+        """Returns the tokens that the compressed model is made from, by what they are for."""
+        return {"calibration": self.calibration} | ({} if self.training is None else {"training": self.training})
+
+
+def read_tokens(
+    data: Data, model: Any, tokenizer: Any, seed: int, held_out: int = 0, further: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the tokens that `data` describes, packed without padding, and others of the same sources.
+
+    No two windows of a text are equal: where it repeats itself, later ones are left out. The first two of the three tensors
+    do not depend on `further`.
 
     Args:
         model: the model that reads the tokens; the source `self` samples from it.
         tokenizer: the tokenizer of the model; its special tokens are not added to text, except those of its chat template.
         seed: seed of sampling from the model, and of the choice of windows where `data.sampling` is `random`.
-        held_out: number of further windows, disjoint from the others, of all sources but `repeated`.
+        held_out: number of windows to evaluate on, disjoint from the others, of all sources but `repeated`.
+        further: number of windows to train on, disjoint from the others, of all sources.
 
     Returns:
-        Two tensors, (data.windows, length) and (held_out, length).
+        Three tensors, (data.windows, length), (held_out, length) and (further, length).
 
     Raises:
         SubFitError: if a file or data set cannot be read, or holds too few tokens, or the model has no positions or no
@@ -38,12 +62,14 @@ def read_tokens(data: Data, model: Any, tokenizer: Any, seed: int, held_out: int
     weights = data.weights()
     counts = _shared_out(data.windows, weights)
     extras = _shared_out(held_out, {source: weight for source, weight in weights.items() if source != "repeated"})
-    used, kept = [], []
-    for source, count in counts.items():
-        part = _read(data, source, count + extras.get(source, 0), data.length, model, tokenizer, seed)
-        used.append(part[:count])
-        kept.append(part[count:])
-    return torch.cat(used), torch.cat(kept)
+    others = _shared_out(further, weights)
+    parts = {}
+    for source in sorted(counts, key=lambda source: source == "self"):  # a text may be too short, which is known at once
+        sizes = [counts[source], extras.get(source, 0), others[source]]
+        tokens = _read(data, source, sizes[0] + sizes[1], data.length, model, tokenizer, seed, sizes[2])
+        parts[source] = torch.split(tokens, sizes)
+    used, kept, rest = (torch.cat(each) for each in zip(*(parts[source] for source in counts), strict=True))
+    return used, kept, rest
 
 
 def _shared_out(windows: int, weights: Mapping[str, int]) -> dict[str, int]:
@@ -69,35 +95,38 @@ def read_stretch(data: Data, length: int, model: Any, tokenizer: Any, seed: int)
     return _read(data, source, 1, length, model, tokenizer, seed)[0]
 
 
-def describe_tokens(tokens: Tensor, data: Data | None = None, calibration: Tensor | None = None) -> dict[str, Any]:
+def describe_tokens(tokens: Tensor, data: Data | None = None, seen: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
     """Returns what a record says of tokens: their shape and their SHA-256, by which it names them.
 
     Args:
         data: where they are from: adds `files`, the text files that its paths stand for, if there are any.
-        calibration: of tokens to evaluate on, those to calibrate on: adds `in_calibration`, how many windows are in these.
+        seen: of tokens to evaluate on, those that the model is made from, by what they are for: adds `in_calibration` and
+            `in_training`, how many windows are in these.
     """
     described: dict[str, Any] = {"shape": list(tokens.shape), "sha256": tensor_digest(tokens)}
     if data is not None and (files := data.files()):
         described["files"] = files
-    if calibration is not None:
-        described["in_calibration"] = shared_windows(tokens, calibration)
-    return described
+    return described | {f"in_{purpose}": shared_windows(tokens, others) for purpose, others in (seen or {}).items()}
 
 
-def _read(data: Data, source: str, count: int, length: int, model: Any, tokenizer: Any, seed: int) -> Tensor:
-    """Windows of one source, (count, length)."""
+def _read(
+    data: Data, source: str, count: int, length: int, model: Any, tokenizer: Any, seed: int, further: int = 0
+) -> Tensor:
+    """Windows of one source, and further ones, on which the first do not depend, (count + further, length)."""
     if source == "self":
-        return sample(model, tokenizer, count, length, seed, data.beginnings())
+        draws = [(count, seed), (further, further_seed(seed))]  # apart: a window depends on its batch by rounding
+        prompts = data.beginnings()
+        return torch.cat([sample(model, tokenizer, windows, length, own, prompts) for windows, own in draws if windows])
     if source == "repeated":
-        return repeated_windows(model, tokenizer, count, length, seed)
+        return repeated_windows(model, tokenizer, count + further, length, seed)
     where = " + ".join(data.path) if source == "text" else f"{data.dataset} ({data.split})"
     files = data.files() if source == "text" else []
     unread = iter(files)
     windows = different_windows(text_windows(read_texts(data, unread, tokenizer, seed, source), tokenizer, length))
     if source == "text" and data.sampling == "random":
-        tokens = draw_windows(windows, count, length, where, seed)
+        tokens = draw_windows(windows, count, length, where, seed, further, further_seed(seed))
     else:
-        tokens = first_windows(windows, count, length, where)
+        tokens = first_windows(windows, count + further, length, where)
         if left := len(list(unread)):
             used = f"only the first {len(files) - left} of {len(files)} files are used, which have enough windows"
             warn(f"{where}: {used}; `sampling: random` draws them from all")

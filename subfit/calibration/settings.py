@@ -16,7 +16,7 @@ OPENINGS = (  # of prose, of explanations and of code, well mixed, so that few w
     *("#include", "Once upon a time", "I", "What is", "class", "There", "You", '"What', "1.", "At first", "For", "His"),
     *("<html>", "If", "Then", "Dear", "A", "We"),
 )
-LARGEST_SEED = (1 << 31) - 1  # of a calibration; those of evaluations are larger, within the 32 bits that torch uses
+LARGEST_SEED = (1 << 31) - 1  # of a calibration; others are larger, within the 32 bits that torch uses
 
 
 @dataclass
@@ -147,5 +147,14 @@ def evaluation_seed(seed: int, text: str = "") -> int:
         seed: the run's.
         text: the text's name, where there are several.
     """
-    number = int.from_bytes(hashlib.sha256(f"evaluation {seed} {text}".encode()).digest()[:4])
+    return _seed_of(f"evaluation {seed} {text}")
+
+
+def further_seed(seed: int) -> int:
+    """Returns the seed for sampling and drawing windows beside those of a seed: another one than that of any calibration."""
+    return _seed_of(f"further {seed}")
+
+
+def _seed_of(name: str) -> int:
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
     return number | LARGEST_SEED + 1

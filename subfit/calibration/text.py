@@ -61,19 +61,38 @@ def first_windows(windows: Iterator[list[int]], count: int, length: int, where: 
     return _stacked(list(islice(windows, count)), count, length, where)
 
 
-def draw_windows(windows: Iterator[list[int]], count: int, length: int, where: str, seed: int) -> Tensor:
-    """Windows drawn from all of a text without replacement, in random order, (count, length).
+def draw_windows(
+    windows: Iterator[list[int]], count: int, length: int, where: str, seed: int, further: int = 0, further_seed: int = 0
+) -> Tensor:
+    """Windows drawn from all of a text without replacement, in random order, (count + further, length).
 
-    No more are held than are returned. Source: Vitter, Random Sampling with a Reservoir (1985), algorithm R.
+    The further ones are drawn, by a seed of their own, from those that the first draw leaves, which does not depend on them.
+    No more are held than are returned.
     """
-    generator, drawn = random.Random(seed), list[list[int]]()
+    generators = random.Random(seed), random.Random(further_seed)
+    drawn, others = list[list[int]](), list[list[int]]()
+    left = _draw(windows, drawn, count, length, generators[0])
+    for _ in _draw(left, others, further, length, generators[1]):
+        pass
+    for generator, found in zip(generators, (drawn, others), strict=True):
+        generator.shuffle(found)
+    return _stacked([*drawn, *others], count + further, length, where)
+
+
+def _draw(
+    windows: Iterator[list[int]], drawn: list[list[int]], count: int, length: int, generator: random.Random
+) -> Iterator[list[int]]:
+    """Draws windows of full length without replacement, once it is gone through; yields those that are not drawn.
+
+    Source: Vitter, Random Sampling with a Reservoir (1985), algorithm R.
+    """
     for index, window in enumerate(windows):
         if index < count:
             drawn.append(window)
-        elif len(window) == length and (place := generator.randrange(index + 1)) < count:
-            drawn[place] = window
-    generator.shuffle(drawn)
-    return _stacked(drawn, count, length, where)
+            continue
+        if len(window) == length and (place := generator.randrange(index + 1)) < count:
+            drawn[place], window = window, drawn[place]
+        yield window
 
 
 def _stacked(windows: list[list[int]], count: int, length: int, where: str) -> Tensor:

@@ -33,7 +33,7 @@ def read_windows(data: Data, stride: int | None, model: Any, tokenizer: Any, see
         SubFitError: if the stride does not suit the windows, or there are too few tokens.
     """
     if stride is None or stride == data.length:
-        tokens, _ = read_tokens(data, model, tokenizer, seed)
+        tokens, *_ = read_tokens(data, model, tokenizer, seed)
         return tokens, torch.ones(len(tokens), dtype=torch.long)
     if not 1 <= stride < data.length:
         raise SubFitError(f"the stride is {stride}; it must be at least 1 and at most the windows' length, {data.length}")

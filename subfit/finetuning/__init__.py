@@ -1,4 +1,4 @@
-"""Fine-tuning of all bypasses together by gradients, as a LightningModule and a LightningDataModule.
+"""Fine-tuning of all that was fitted together by gradients, as a LightningModule and a LightningDataModule.
 
 `Distillation` has an example of their use in a Trainer of one's own; `FineTuning` says what can be set.
 """

@@ -32,7 +32,7 @@ class DistillationData(LightningDataModule):
     def __init__(self, tokens: Tensor, batch_size: int = 4, seed: int = 0):
         super().__init__()
         if len(tokens) < 2:
-            raise SubFitError(f"{len(tokens)} calibration windows; fine-tuning needs one to train on, and one to judge by")
+            raise SubFitError(f"{len(tokens)} windows; fine-tuning needs one to train on, and one to judge by")
         held = held_out(len(tokens))
         self.validation_windows, self.training_windows = tokens[held], tokens[~held]
         self._batch_size, self._seed = batch_size, seed

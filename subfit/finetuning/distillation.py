@@ -1,4 +1,4 @@
-"""The LightningModule that trains all bypasses of a model together, by distillation from the dense model."""
+"""The LightningModule that trains all that was fitted together, by distillation from the dense model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +24,9 @@ class Distillation(LightningModule):
     """Trains a model with replacements to give the next-token distributions of the model without them.
 
     Teacher and student are one model, with the replacements off and on. The model is not registered in this module: its
-    parameters and checkpoints are float32 master weights of the bypasses alone. During training, the model's own parameters
-    get no gradients; afterwards, and after an error, the model has the trained weights.
+    parameters and checkpoints are float32 master weights of what is trained alone: the bypasses, the output projections that
+    were refitted, and the adapters. During training, the model's own parameters get no gradients; afterwards, and after an
+    error, the model has the trained weights.
 
     It works in any Trainer that counts in steps:
 
@@ -44,7 +45,7 @@ class Distillation(LightningModule):
 
     Args:
         model: a causal language model of transformers, with the replacements on; it moves to the Trainer's device.
-        switches: its replacements, and its adapters, if it has any.
+        switches: its replacements, its refitted projections, and its adapters, if it has any.
         settings: losses, optimiser and schedule; arguments of the Trainer in it have no effect here.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Fine-tuning: all bypasses trained together by gradients, towards the dense model; optional, after the closed-form fit."""
+"""Fine-tuning: all that was fitted is trained by gradients, towards the dense model; optional, after the closed-form fit."""
 
 import sys
 import traceback
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor, nn
 
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
@@ -26,15 +27,19 @@ from subfit.model.replacing import Switch, switched_off
 from subfit.tracking.loggers import Log
 
 
-def fine_tune(calibration: Calibration, switches: list[Switch], settings: FineTuning, log: Log) -> dict[str, Any]:
+def fine_tune(
+    calibration: Calibration, switches: list[Switch], settings: FineTuning, log: Log, training: Tensor | None = None
+) -> dict[str, Any]:
     """Trains the bypasses of a model, in place, to where its held-out divergence from the dense model is lowest.
 
     Where the closed-form fit is best, it stays. Where training fails, whatever the reason, the best weights so far stay.
-    Only bypasses at the sites are trained, not maps folded into other weights, nor retrained layers.
+    Bypasses at the sites and refitted output projections are trained, not maps folded into other weights, nor retrained
+    layers.
 
     Args:
-        switches: the replacements, all on; if there are adapters, they are added at the end.
+        switches: the replacements and refitted projections, all on; if there are adapters, they are added at the end.
         log: where training curves go, where the state to resume from is kept, and what to resume.
+        training: (windows, length), tokens to train on and to judge by; those of the calibration, if not given.
 
     Returns:
         The record, as plain data: `kept` ("fine-tuned" or "closed-form"), `step` after which the kept weights were reached,
@@ -42,12 +47,13 @@ def fine_tune(calibration: Calibration, switches: list[Switch], settings: FineTu
         `trained_parameters`.
     """
     record = closed_form()
-    with _failure_recorded(record), _adapters(calibration, switches, settings.lora, record):
+    tokens = calibration.tokens if training is None else training
+    with _failure_recorded(record), _adapters(calibration, switches, settings.lora, record, tokens):
         module = Distillation(calibration.model, switches, settings)
         best = KeepBest(module.master_weights)
         try:
             with _failure_recorded(record):
-                _train(calibration, switches, module, settings, best, log)
+                _train(calibration, switches, module, settings, best, log, tokens)
         finally:
             module.restore(best.weights)
         before = best.curve[0]["kl"] if best.curve else None
@@ -67,14 +73,15 @@ def _train(
     settings: FineTuning,
     best: KeepBest,
     log: Log,
+    tokens: Tensor,
 ) -> None:
     """Trains with Lightning, from the closed-form fit or from where an interrupted run was; evaluates first and last."""
-    data = DistillationData(calibration.tokens, settings.batch_size, torch.initial_seed())
+    data = DistillationData(tokens, settings.batch_size, torch.initial_seed())
     callbacks: list[Callback] = [best, Progress()]
     if settings.patience is not None:
         callbacks.append(EarlyStopping("validation/kl", patience=settings.patience))
     if log.folder is not None or log.resume is not None:
-        identity = run_identity(calibration, switches, module.master_weights, log.configuration)
+        identity = run_identity(calibration, switches, module.master_weights, log.configuration, tokens)
         if log.resume is not None:
             check_state(log.resume, identity)
         if log.folder is not None:
@@ -106,16 +113,16 @@ def _failure_recorded(record: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _adapters(
-    calibration: Calibration, switches: list[Switch], settings: LoRA | None, record: dict[str, Any]
+    calibration: Calibration, switches: list[Switch], settings: LoRA | None, record: dict[str, Any], tokens: Tensor
 ) -> Iterator[None]:
     """Within the context, the last layers have adapters, among the switches. They are merged into the weights afterwards,
     unless nothing was gained, or less than the rounding of the merged weights: then they, and what was trained, are gone."""
     if settings is None:
         yield
         return
-    bypasses = [module for switch in switches for module in switch.trainable()]
-    closed_form = [(p, p.detach().clone()) for module in bypasses for p in module.parameters()]
-    adapters = Adapters(calibration.model, settings, bypasses)
+    fitted = [module for switch in switches for module in switch.trainable()]
+    closed_form = [(p, p.detach().clone()) for module in fitted for p in module.parameters()]
+    adapters = Adapters(calibration.model, settings, fitted)
     adapters.on()
     switches.append(adapters)
     merged = False
@@ -123,7 +130,7 @@ def _adapters(
         yield
         if record["step"]:
             adapters.merge()
-            record["kl_after"] = _divergence(calibration, switches)
+            record["kl_after"] = _divergence(calibration.model, tokens[held_out(len(tokens))], switches)
             merged = record["kl_after"] < record["kl_before"]
     finally:
         if not merged:
@@ -134,9 +141,9 @@ def _adapters(
             record |= {"step": 0, "kl_after": record["kl_before"]}
 
 
-def _divergence(calibration: Calibration, switches: list[Switch]) -> float:
-    """The divergence from the dense model on the windows that are held out."""
+def _divergence(model: nn.Module, tokens: Tensor, switches: list[Switch]) -> float:
+    """The divergence from the dense model on some tokens."""
     with switched_off(switches):
-        comparison = Comparison(calibration.model, calibration.tokens[held_out(len(calibration.tokens))])
+        comparison = Comparison(model, tokens)
     kl: float = comparison.measure(switches)["kl"]
     return kl

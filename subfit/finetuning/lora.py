@@ -27,19 +27,19 @@ class Adapters(Switch):
     Args:
         model: the model, with its replacements on.
         settings: where, and of what rank.
-        bypasses: modules that have no adapters, as they are trained themselves.
+        fitted: modules that have no adapters, as they are trained themselves.
 
     Raises:
         SubFitError: if the model has fewer layers, or no linear map is kept in the last ones.
     """
 
-    def __init__(self, model: nn.Module, settings: LoRA, bypasses: Iterable[nn.Module]):
+    def __init__(self, model: nn.Module, settings: LoRA, fitted: Iterable[nn.Module]):
         from peft import LoraConfig, inject_adapter_in_model
 
         root, layers = decoder_layers(model)
         check_layers(model, settings)
         first = len(layers) - settings.layers
-        trained = {id(part) for module in bypasses for part in module.modules()}
+        trained = {id(part) for module in fitted for part in module.modules()}
         found = {
             f"{root}.{index}.{name}": module
             for index in range(first, len(layers))

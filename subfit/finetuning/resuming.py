@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
@@ -17,7 +18,6 @@ from subfit.model.processes import full_tensor
 from subfit.model.replacing import Replacement, Switch, switched_off
 from subfit.tracking.provenance import processor
 
-TOKENS = "calibration tokens"  # in an identity
 PROCESSOR = "processor"  # beside it
 
 
@@ -42,12 +42,17 @@ class LastState(ModelCheckpoint):
 
 
 def run_identity(
-    calibration: Calibration, switches: list[Switch], weights: MasterWeights, configuration: Mapping[str, Any]
+    calibration: Calibration,
+    switches: list[Switch],
+    weights: MasterWeights,
+    configuration: Mapping[str, Any],
+    training: Tensor,
 ) -> dict[str, Any]:
     """Returns what a run and the one that it resumes must have in common.
 
     Args:
         configuration: the options of the run as plain data, as far as they are known.
+        training: (windows, length), the tokens to train on.
     """
     digest = hashlib.sha256()
     with switched_off(switches):
@@ -58,8 +63,13 @@ def run_identity(
         "model": digest.hexdigest(),
         "selection": [switch.site.name for switch in switches if isinstance(switch, Replacement)],
         "bypasses": [list(weight.shape) for weight in weights],
-        TOKENS: tensor_digest(calibration.tokens),
+        **identity_of_tokens(calibration.tokens, training),
     }
+
+
+def identity_of_tokens(calibration: Tensor, training: Tensor) -> dict[str, Any]:
+    """Returns the part of `run_identity` that the tokens are, (windows, length) each."""
+    return {"calibration tokens": tensor_digest(calibration), "training tokens": tensor_digest(training)}
 
 
 def check_state(path: str, identity: dict[str, Any]) -> str | None:

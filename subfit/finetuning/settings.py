@@ -25,7 +25,7 @@ OWNED = {  # arguments of Trainer that follow from other options, or from how th
     "min_epochs": "training is counted in max_steps",
     "check_val_every_n_epoch": "use val_check_interval",
     "reload_dataloaders_every_n_epochs": "training is one epoch",
-    "overfit_batches": "the training windows are the calibration's",
+    "overfit_batches": "use windows",
     "fast_dev_run": "use a small max_steps",
     "num_sanity_val_steps": "the held-out windows are evaluated before the first step",
     "enable_checkpointing": "the state is saved beside the output",
@@ -61,7 +61,7 @@ class LoRA:
 
 @dataclass(kw_only=True)
 class FineTuning:
-    """How bypasses are trained, on the calibration windows; every tenth of these is held out, to judge by.
+    """How bypasses and refitted projections are trained; every tenth window is held out, to judge by.
 
     What is a class of Lightning's or torch's is given as a mapping of `class_path` and `init_args`, or as an object.
 
@@ -72,6 +72,8 @@ class FineTuning:
             those that SubFit sets itself: accelerator, logger, max_epochs, min_epochs, check_val_every_n_epoch,
             reload_dataloaders_every_n_epochs, overfit_batches, fast_dev_run, num_sanity_val_steps, enable_checkpointing,
             enable_progress_bar, enable_model_summary, inference_mode, use_distributed_sampler and barebones.
+        windows: number of windows to train on: further ones of the calibration's sources, beside those to calibrate and to
+            evaluate on. If not given, training is on the windows of the calibration.
         optimizer: a class of optimisers, or a function from parameters to an optimiser. A class is given `learning_rate` and
             `weight_decay`, unless its `init_args` have `lr` and `weight_decay`. AdamW, if not given.
         lr_scheduler: a class of schedules, or a function from an optimiser to one; it makes a step after each step of the
@@ -96,6 +98,7 @@ class FineTuning:
     """
 
     trainer: dict[str, Any] = field(default_factory=lambda: dict(TRAINER))
+    windows: int | None = None
     optimizer: str | dict[str, Any] | Callable[..., Any] | None = None
     lr_scheduler: str | dict[str, Any] | Callable[..., Any] | None = None
     learning_rate: float = 1e-3
@@ -119,6 +122,8 @@ class FineTuning:
         for name, value in {**counts, "batch_size": self.batch_size}.items():
             if not isinstance(value, int) or value < 1:
                 raise SubFitError(f"finetune: {name} is {value}; it must be a whole number of at least 1")
+        if self.windows is not None and self.windows < 2:
+            raise SubFitError(f"finetune: windows is {self.windows}; one is needed to train on, and one to judge by")
         interval = self.trainer["val_check_interval"]
         if isinstance(interval, int | float) and not interval > 0:
             raise SubFitError(f"finetune: val_check_interval is {interval}; it must be above 0")

@@ -1,5 +1,7 @@
 """Refits the output projection of a kept submodule, so that it makes up for what earlier replacements have changed."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -19,8 +21,27 @@ def may_be_refitted(branch: Branch) -> bool:
     return ends and (site.output_norm is None or output_norm_of(branch) is not None)
 
 
+class RefittedProjection(Switch):
+    """A refitted output projection in the place of that of a kept submodule.
+
+    Args:
+        model: the model.
+        path: of the projection.
+        refitted: what stands there when it is on.
+        own: what stands there when it is off.
+    """
+
+    def __init__(self, model: nn.Module, path: str, refitted: nn.Linear, own: nn.Linear):
+        super().__init__(model, {path: refitted}, {path: own})
+        self._path, self._refitted = path, refitted
+
+    def trainable(self) -> Iterable[nn.Module]:
+        """Returns the projection, unless a later switch has put another one in its place, as a folded map does."""
+        return (self._refitted,) if self.model.get_submodule(self._path) is self._refitted else ()
+
+
 @torch.no_grad()
-def refit_kept(branch: Branch, moments: Moments, ridge: float) -> Switch:
+def refit_kept(branch: Branch, moments: Moments, ridge: float) -> RefittedProjection:
     """Returns the output projection W + D of a kept submodule, b + e for its bias where it has one, switched off.
 
     D minimises E|r - z D|^2 + ridge * mean variance of z * |D|^2: ridge regression towards the own weights W. Nothing is
@@ -37,5 +58,5 @@ def refit_kept(branch: Branch, moments: Moments, ridge: float) -> Switch:
     c = centre(moments) if linear.bias is not None else uncentred(moments)
     change = least_squares(c, ridge)
     bias = None if linear.bias is None else full_tensor(linear.bias).double() + c.mean_y - c.mean_x @ change
-    refitted: nn.Module = linear_like(branch.model, linear, weight + change.T, bias)
-    return Switch(branch.model, {path: refitted}, {path: linear})
+    refitted = linear_like(branch.model, linear, weight + change.T, bias)
+    return RefittedProjection(branch.model, path, refitted, linear)

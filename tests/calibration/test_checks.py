@@ -36,7 +36,7 @@ def test_tokens_outside_of_the_vocabulary_are_refused(text_file):
 def test_windows_of_a_text_that_repeats_itself_are_different(tmp_path, sampling):
     (tmp_path / "a.txt").write_text("".join(f"{i % 7:03d}\n" for i in range(100)))
     data = {"path": str(tmp_path / "a.txt"), "length": 4, "sampling": sampling}
-    tokens, rest = read_tokens(Data(**data, windows=4), None, tiny_tokenizer(), 0, held_out=3)
+    tokens, rest, _ = read_tokens(Data(**data, windows=4), None, tiny_tokenizer(), 0, held_out=3)
     assert len({tuple(window.tolist()) for window in torch.cat([tokens, rest])}) == 7
     with pytest.raises(SubFitError, match="28 tokens, 7 windows of 4 .equal ones once.; 8 windows were asked for"):
         read_tokens(Data(**data, windows=8), None, tiny_tokenizer(), 0)

@@ -13,7 +13,7 @@ TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 
 
 def cut(data: Data, seed: int = 0, held_out: int = 0):
-    return read_tokens(data, tiny_model(), tiny_tokenizer(), seed, held_out)
+    return read_tokens(data, tiny_model(), tiny_tokenizer(), seed, held_out)[:2]
 
 
 @pytest.fixture
@@ -193,6 +193,47 @@ def test_a_weight_that_is_no_number_above_0_is_refused(source, message):
 def test_given_stands_for_what_there_is(data, weights):
     assert Data(source="given:15+self:15+repeated:2", **data).weights() == weights
     assert Data(source="given", **data).weights() == Data(**data).weights()
+
+
+@pytest.mark.parametrize("sampling", ["first", "random"])
+@pytest.mark.parametrize("source", ["text", "hub", "self", "repeated", "text:2+self:1+repeated:1"])
+def test_further_windows_are_others_of_the_same_sources_and_change_nothing(source, sampling, tmp_path, monkeypatch):
+    import datasets
+
+    rows = [{"text": f"row {i} of some hundred rows, "} for i in range(300)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stream = datasets.load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train", streaming=True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stream)
+    given = {"hub": {"dataset": "somebody/rows"}, "text": {"path": str(tmp_path / "rows.jsonl")}}.get(
+        source[:4].strip(":"), {}
+    )
+    data = Data(source=source, **given, windows=8, length=16, sampling=sampling)
+    held_out = 0 if source == "repeated" else 4
+    some, more = (read_tokens(data, tiny_model(), tiny_tokenizer(), 0, held_out, further) for further in (0, 20))
+    assert torch.equal(some[0], more[0]) and torch.equal(some[1], more[1]) and some[2].shape == (0, 16)
+    assert more[2].shape == (20, 16) and len({tuple(window) for part in more for window in part.tolist()}) == 28 + held_out
+    if "+" in source:
+        assert (more[2][:10, 0] > 1).all() and (more[2][10:, 0] == 1).all()
+        assert torch.equal(more[2][15:, 1:8], more[2][15:, 9:]) and not torch.equal(more[2][10:15, 1:8], more[2][10:15, 9:])
+
+
+def test_further_windows_of_a_random_draw_are_drawn_from_all_that_it_leaves(tmp_path):
+    data = Data(path=numbered(tmp_path), windows=8, length=4, sampling="random")
+    drawn = [read(read_tokens(data, tiny_model(), tiny_tokenizer(), seed, 4, 12)[2]) for seed in range(300)]
+    counts = torch.bincount(torch.tensor(drawn).flatten(), minlength=200).float()
+    assert counts.min() > 0 and abs(counts[:100].sum() / counts.sum() - 0.5) < 0.03  # 18 of each window
+    data = Data(path=numbered(tmp_path, 20), windows=8, length=4, sampling="random")
+    parts = read_tokens(data, tiny_model(), tiny_tokenizer(), 0, 4, 8)
+    assert sorted(read(torch.cat(parts))) == list(range(20))
+    with pytest.raises(SubFitError, match=r"20 windows of 4 \(equal ones once\); 21 windows were asked for"):
+        read_tokens(data, tiny_model(), tiny_tokenizer(), 0, 4, 9)
+
+
+def test_a_text_that_is_too_short_is_known_before_anything_is_sampled(files, monkeypatch):
+    monkeypatch.setattr("subfit.calibration.data.sample", None)
+    data = Data(source="self+text", path=str(files / "a.txt"), windows=8, length=16)
+    with pytest.raises(SubFitError, match="a.txt holds 728 tokens, 45 windows of 16 .equal ones once.; 104 windows were"):
+        read_tokens(data, tiny_model(), tiny_tokenizer(), 0, further=200)
 
 
 def test_nothing_is_held_out_of_repeated_tokens():

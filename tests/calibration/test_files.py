@@ -67,7 +67,7 @@ def test_a_file_that_lies_beside_what_names_it_is_pointed_at():
 
 def test_a_folder_is_read_in_order_and_the_record_says_what_was_read():
     data = Data(path="texts", windows=1, length=25)
-    tokens, _ = read_tokens(data, None, tiny_tokenizer(), 0)
+    tokens, *_ = read_tokens(data, None, tiny_tokenizer(), 0)
     assert torch.equal(tokens[0], torch.tensor(tiny_tokenizer()("texts/a.txt texts/b.TXT c\n\n")["input_ids"][:25]))
     assert data.path == ["texts"]
     assert describe_tokens(tokens, data)["files"] == ["texts/a.txt", "texts/b.TXT", "texts/deep/c.Jsonl"]

@@ -63,7 +63,7 @@ def test_conversations_are_rendered_by_the_chat_template(tmp_path, kind):
 
 def test_special_tokens_of_the_template_are_single_tokens_and_nothing_is_added(tmp_path):
     path = write(tmp_path, [{"messages": CHAT}, {"messages": CHAT[:1]}])
-    tokens, _ = read_tokens(Data(path=path, windows=1, length=36), None, with_template(), 0)
+    tokens, *_ = read_tokens(Data(path=path, windows=1, length=36), None, with_template(), 0)
     ids = with_template().convert_tokens_to_ids
     words = [[1, *(ids(c) for c in text), 2] for text in ("user: hi", "assistant: yes", "user: hi")]
     assert tokens[0].tolist() == sum(words, [])[:36]

@@ -24,7 +24,7 @@ def test_sampled_texts_are_neither_each_others_nor_the_calibrations(model_folder
     size = {"windows": 2, "length": 16}
     evaluation.evaluate(str(model_folder), data={"one": EvaluationData(**size), "two": EvaluationData(**size)})
     evaluation.evaluate(str(model_folder), data=EvaluationData(**size))
-    calibration, _ = read_tokens(Data(**size), load(str(model_folder))[0], tiny_tokenizer(), seed=0)
+    calibration, *_ = read_tokens(Data(**size), load(str(model_folder))[0], tiny_tokenizer(), seed=0)
     assert len({*seen, describe_tokens(calibration)["sha256"]}) == 4
 
 

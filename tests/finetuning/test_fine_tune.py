@@ -73,6 +73,30 @@ def test_the_divergence_falls_and_only_the_bypasses_change(family, spoilt):
     assert all(p.grad is None for p in after.model.parameters())
 
 
+REFITTED = {"fitting": "sequential", "refit_kept": 0.1, "attention_bypass": "identity", "ffn_bypass": "identity"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_refitted_projections_are_trained_and_the_teacher_is_dense(dtype, spoilt):
+    """The only parameters of their own that dropped submodules leave; of a kept submodule, nothing else changes."""
+    some = {**REFITTED, "selector": Given(["attention.1", "ffn.2"]), "dtype": dtype}
+    after, fit = tuned(settings(), **some), tuned(None, **some)
+    record = after.record["finetune"]
+    assert record["kept"] == "fine-tuned" and record["kl_after"] < 0.97 * record["kl_before"] and not record["stopped"]
+    assert after.record["size"] == fit.record["size"] and after.record["size"]["added_parameters"] == 0
+    dense, found = tiny_model().to(dtype).state_dict(), after.model.state_dict()
+    projections = {f"model.layers.{i}.{path}.weight" for i, path in ((1, "mlp.down_proj"), (2, "self_attn.o_proj"))}
+    projections |= {f"model.layers.3.{path}.weight" for path in ("self_attn.o_proj", "mlp.down_proj")}
+    assert {name for name in found if not torch.equal(found[name], dense[name])} == projections
+    assert all(not torch.equal(found[name], fit.model.state_dict()[name]) for name in projections)
+    assert record["trained_parameters"] == sum(dense[name].numel() for name in projections)
+    pair = (tiny_model().to(dtype), after.model)
+    with torch.no_grad():
+        p, q = (model(tiny_tokens(40, 32)[::10]).logits[:, :-1].float().log_softmax(-1) for model in pair)
+    divergence = float((p.exp() * (p - q)).sum(-1).mean())
+    assert record["kl_after"] == pytest.approx(divergence, rel=1e-4 if dtype == torch.float32 else 0.05)
+
+
 def test_in_bfloat16_the_master_weights_are_float32_and_the_result_is_bfloat16(spoilt):
     result = tuned(settings(), dtype=torch.bfloat16)
     assert result.record["finetune"]["kept"] == "fine-tuned"
@@ -92,19 +116,23 @@ def test_every_loss_can_be_the_only_one(spoilt):
         assert curve[-1]["training_loss"] < curve[1]["training_loss"]
 
 
-def losses(bypass: str, precise: FineTuning):
+def losses(bypass: str, precise: FineTuning, family: str = "gpt2", **given):
     """The training loss of a model in float64 with two bypasses, as a function, and the module that it depends on."""
-    calibration = Calibration(tiny_model("gpt2").double(), tiny_tokens(30, 16))  # others have norms in float32
-    made = recipe(selector=Given(["attention.1", "ffn.2"]), attention_bypass=bypass, ffn_bypass=bypass)
+    calibration = Calibration(tiny_model(family).double(), tiny_tokens(30, 16))  # others have norms in float32
+    made = recipe(selector=Given(["attention.1", "ffn.2"]), attention_bypass=bypass, ffn_bypass=bypass, **given)
     replacements, _ = fit_recipe(calibration, made)
     module = Distillation(calibration.model, replacements, precise)
     module.setup("fit")
     return module.master_weights, lambda: module._losses(tiny_tokens(2, 16, seed=1))[0]
 
 
-@pytest.mark.parametrize("bypass", TRAINABLE)
+@pytest.mark.parametrize("bypass", [*TRAINABLE, "refitted"])
 def test_gradients_equal_finite_differences(bypass):
-    trained, loss = losses(bypass, FineTuning(kl=1.0, stream=0.5, next_token=0.3))
+    precise = FineTuning(kl=1.0, stream=0.5, next_token=0.3)
+    if bypass == "refitted":  # weights and biases
+        trained, loss = losses("identity", precise, "phi", fitting="sequential", refit_kept=0.1)
+    else:
+        trained, loss = losses(bypass, precise)
     assert len(trained) and all(weight.dtype == torch.float64 for weight in trained)
     generator, step = torch.Generator().manual_seed(0), 1e-5
     loss().backward()
@@ -220,7 +248,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
 
 def test_too_few_windows_and_nothing_to_train_leave_the_fit():
     few = compress_model(tiny_model(), tiny_tokens(1, 32), recipe(finetune=settings()))
-    assert "1 calibration windows" in few.record["finetune"]["stopped"]
+    assert "1 windows; fine-tuning needs" in few.record["finetune"]["stopped"]
     nothing = tuned(settings(), attention_bypass="identity", ffn_bypass="identity")
     assert "nothing to fine-tune" in nothing.record["finetune"]["stopped"]
     assert same(nothing, tuned(None, attention_bypass="identity", ffn_bypass="identity"))

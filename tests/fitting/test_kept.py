@@ -85,6 +85,19 @@ def test_what_is_before_the_first_replaced_one_stays_and_all_of_it_can_be_switch
         assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
+def test_a_projection_that_a_map_is_folded_into_later_is_none_to_train():
+    """That of ffn.0, behind attention.0, is refitted; then the map of what is taken out of layer 1 goes into it."""
+    model, fold = tiny_model(), {"class_path": "at_cut", "init_args": {"bypass": "replace_me"}}
+    given = {"attention_bypass": "identity", "ffn_bypass": fold}
+    switches, _ = fit_recipe(
+        Calibration(model, tiny_tokens(40)), made(selector=Given(["attention.0", "attention.1", "ffn.1"]), **given)
+    )
+    trained = {id(p) for switch in switches for module in switch.trainable() for p in module.parameters()}
+    names = {f"model.layers.{i}.{part}.weight" for i in (2, 3) for part in ("self_attn.o_proj", "mlp.down_proj")}
+    assert {name for name, p in model.named_parameters() if id(p) in trained} == names and len(trained) == 4
+    assert any("layers.0.mlp" in path for switch in switches for path in switch._new)
+
+
 def test_from_a_checkpoint_it_is_the_same(model_folder, text_file, tmp_path):
     data = {"path": str(text_file), "windows": 8, "length": 32}
     options = {
