@@ -16,30 +16,28 @@ LARGEST_BATCH = 128  # windows that are sampled at once; a product with more row
 
 @torch.no_grad()
 def sample(model: Any, tokenizer: Any, count: int, length: int, seed: int, prompts: Sequence[str] = ()) -> Tensor:
-    """Samples windows from the model's own distribution, each from the begin-of-text token and a prompt; (count, length).
+    """Samples windows from the model's own distribution, each from the beginning of a text; (count, length).
 
     Data-free calibration (as LLM-QAT, arXiv 2305.17888): the samples follow the model's own distribution. Each token of each
     window is drawn by a random number of its own, so that a window does not depend on how many others there are, but for
     rounding.
 
     Args:
-        prompts: what follows the begin-of-text token; the windows take them in turn. Nothing, if there are none.
+        prompts: what the windows begin with, which take them in turn, with the special tokens that the tokenizer puts in front
+            of a text; the begin-of-text token alone, if there are none.
 
     Raises:
-        SubFitError: if there is no begin-of-text token, or the model gives NaN.
+        SubFitError: if there is nothing to begin with, or the model gives NaN.
     """
-    first = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
-    if first is None:
-        raise SubFitError("the tokenizer has no begin-of-text token to sample from; give a text or a data set instead")
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(count, length - 1, dtype=torch.float64, generator=generator).to(device)
-    tokens = torch.full((count, length), first, device=device)
-    given = torch.ones(count, dtype=torch.long, device=device)  # tokens of each window that are not drawn
-    for start, prompt in enumerate(prompts):
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"][: length - 1]
-        tokens[start :: len(prompts), 1 : len(ids) + 1] = torch.tensor(ids, dtype=torch.long)
-        given[start :: len(prompts)] += len(ids)
+    tokens = torch.zeros(count, length, dtype=torch.long, device=device)
+    given = torch.zeros(count, dtype=torch.long, device=device)  # tokens of each window that are not drawn
+    beginnings = [_beginning(tokenizer, prompt)[:length] for prompt in prompts or [""]]
+    for turn, ids in enumerate(beginnings):
+        tokens[turn :: len(beginnings), : len(ids)] = torch.tensor(ids, device=device)
+        given[turn :: len(beginnings)] = len(ids)
     batches = -(-count // LARGEST_BATCH)  # of equal size
     with Stage(f"sampling {count} windows of text", count * (length - 1), "tokens") as progress:
         split = (part.tensor_split(batches) for part in (tokens, draws, given))
@@ -51,6 +49,16 @@ def sample(model: Any, tokenizer: Any, count: int, length: int, seed: int, promp
                 rows[:, position] = torch.where(position < fixed, rows[:, position], drawn)
                 progress.advance(len(rows))
     return tokens.cpu()
+
+
+def _beginning(tokenizer: Any, prompt: str) -> list[int]:
+    """The tokens that a text of the model begins with."""
+    ids: list[int] = tokenizer(prompt)["input_ids"] if prompt else []
+    ids = ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids  # which some put behind a text
+    first = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
+    if not ids and first is None:
+        raise SubFitError("the tokenizer has no begin-of-text token to sample from; give a prompt, a text or a data set")
+    return ids or [first]
 
 
 def draw(logits: Tensor, numbers: Tensor) -> Tensor:
