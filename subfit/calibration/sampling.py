@@ -23,7 +23,7 @@ def sample(model: Any, tokenizer: Any, count: int, length: int, seed: int, promp
     rounding.
 
     Args:
-        prompts: what the windows begin with, which take them in turn, with the special tokens that the tokenizer puts in front
+        prompts: what the windows begin with, in turn, with the special tokens that the tokenizer puts in front
             of a text; the begin-of-text token alone, if there are none.
 
     Raises:
