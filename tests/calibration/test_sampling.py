@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, tiny_model, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from subfit.calibration import sampling
 from subfit.calibration.sampling import draw, sample
@@ -45,6 +46,38 @@ def test_a_window_does_not_depend_on_the_others_nor_on_the_batches(monkeypatch):
     assert torch.equal(sample(model, tokenizer, 4, 16, 0), whole[:4])
     monkeypatch.setattr(sampling, "LARGEST_BATCH", 3)
     assert torch.equal(sample(model, tokenizer, 7, 16, 0), whole)
+
+
+def test_windows_begin_with_the_prompts_in_turn():
+    """A prompt that is longer than the window is cut; the tokens after it are those that the model gives from there."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    prompts = ["the fox", "a", "over the lazy dog"]
+    tokens = sample(model, tokenizer, 5, 12, 0, prompts)
+    numbers = torch.rand(5, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for window, row, prompt in zip(tokens, numbers, [*prompts, *prompts], strict=False):
+        expected = tokenizer(prompt)["input_ids"][:12]
+        while len(expected) < 12:
+            with torch.no_grad():
+                logits = model(torch.tensor([expected]), use_cache=False).logits[:, -1]
+            expected.append(int(draw(logits, row[len(expected) - 1][None])))
+        assert window.tolist() == expected
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_window_begins_with_the_special_tokens_that_the_tokenizer_puts_in_front(ends):
+    tokenizer = tiny_tokenizer()
+    behind = " </s>" if ends else ""
+    special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<s>", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A" + behind, special_tokens=special)
+    tokens = sample(tiny_model(), tokenizer, 1, 12, 0, ["fox"])
+    alone = tiny_tokenizer()("fox", add_special_tokens=False)["input_ids"]
+    assert tokens[0, : len(alone) + 1].tolist() == [special[0][1], *alone]
+
+
+def test_without_a_begin_of_text_a_prompt_is_enough():
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = tokenizer.eos_token = None
+    assert sample(tiny_model(), tokenizer, 2, 4, 0, ["the", "fox"]).shape == (2, 4)
 
 
 def test_tokens_are_drawn_where_the_cumulative_probability_exceeds_the_number():

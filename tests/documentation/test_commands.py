@@ -102,7 +102,7 @@ def run(command: str) -> None:
 def subfit(command: str) -> None:
     command, _, target = command.partition(" > ")
     verb = shlex.split(command)[1]
-    more = f"{LESS.get(verb, '')} {LESS_TRAINED if re.search('finetune|tuning', command) else ''}"
+    more = f"{LESS.get(verb, '')} {LESS_TRAINED if re.search('finetune|tuning|heal', command) else ''}"
     printed = io.StringIO()
     with redirect_stdout(printed):
         assert main(shlex.split(f"{command} {more}")[1:]) == 0, command
