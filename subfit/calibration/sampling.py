@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -39,7 +41,7 @@ def sample(model: Any, tokenizer: Any, count: int, length: int, seed: int, promp
         tokens[turn :: len(beginnings), : len(ids)] = torch.tensor(ids, device=device)
         given[turn :: len(beginnings)] = len(ids)
     batches = -(-count // LARGEST_BATCH)  # of equal size
-    with Stage(f"sampling {count} windows of text", count * (length - 1), "tokens") as progress:
+    with Stage(f"sampling {count} windows of text", count * (length - 1), "tokens") as progress, _GroupedQueries():
         split = (part.tensor_split(batches) for part in (tokens, draws, given))
         for rows, numbers, fixed in zip(*split, strict=True):
             cache = _cache(model, length)
@@ -72,6 +74,26 @@ def draw(logits: Tensor, numbers: Tensor) -> Tensor:
         raise SubFitError("the model gives NaN or infinite logits; it cannot be sampled from")
     found = torch.searchsorted(cumulative, (numbers * cumulative[:, -1])[:, None], right=True)[:, 0]
     return found.clamp_max(logits.shape[-1] - 1)  # where the product was rounded up to the whole
+
+
+class _GroupedQueries(TorchFunctionMode):
+    """Within the context, the query heads that share keys and values read them together, where there is one token each.
+
+    It is the same as one after the other, and on a CPU some five times as fast: without a mask, the heads of a group are like
+    as many tokens.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is not scaled_dot_product_attention or not kwargs.get("enable_gqa"):
+            return func(*args, **kwargs)
+        query, key, *_ = args
+        if query.shape[-2] > 1 or kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
+            return func(*args, **kwargs)
+        del kwargs["enable_gqa"]
+        windows, heads, _, width = query.shape
+        grouped = query.view(windows, key.shape[1], heads // key.shape[1], width)
+        return func(grouped, *args[1:], **kwargs).view(windows, heads, 1, -1)
 
 
 class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers leaves it without types
