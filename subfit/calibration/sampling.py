@@ -57,10 +57,10 @@ def _beginning(tokenizer: Any, prompt: str) -> list[int]:
     """The tokens that a text of the model begins with."""
     ids: list[int] = tokenizer(prompt)["input_ids"] if prompt else []
     ids = ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids  # which some put behind a text
-    first = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
-    if not ids and first is None:
+    ids = ids or [t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None][:1]
+    if not ids:
         raise SubFitError("the tokenizer has no begin-of-text token to sample from; give a prompt, a text or a data set")
-    return ids or [first]
+    return ids
 
 
 def draw(logits: Tensor, numbers: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ def draw(logits: Tensor, numbers: Tensor) -> Tensor:
 class _GroupedQueries(TorchFunctionMode):
     """Within the context, the query heads that share keys and values read them together, where there is one token each.
 
-    It is the same as one after the other, and on a CPU some five times as fast: without a mask, the heads of a group are like
-    as many tokens.
+    It is the same as one after the other, and on a CPU some five times as fast: without a mask, the heads of a group are
+    like as many tokens.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
