@@ -88,6 +88,11 @@ class Given(Selector):
         return [site for site in scores if site.name in self.names]
 
 
+def without_minutes(tuned: dict) -> dict:
+    """Returns the record of a fine-tuning but for the time that it took, which no two runs have in common."""
+    return {**tuned, "curve": [{key: value for key, value in point.items() if key != "minutes"} for point in tuned["curve"]]}
+
+
 def recipe(**given) -> Recipe:
     """Returns a recipe from names of strategies, with the paper's as defaults."""
     return resolve(given).recipe

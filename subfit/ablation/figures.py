@@ -47,14 +47,20 @@ def draw_trend(rows: list[Row], axes: Sequence[str], text: str) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def draw_curves(rows: list[Row], axes: Sequence[str]) -> Figure:
-    """Draws the perplexity ratio on the held-out windows over the steps of each fine-tuning."""
+    """Draws the perplexity ratio on the held-out windows over the tokens of each fine-tuning.
+
+    It is drawn over the steps where a row does not have the tokens, as rows of earlier versions.
+    """
+    known = all("tokens" in point for row in rows for point in row["finetune"]["curve"])
     lines = []
     for name, (row, *_) in grouped(rows, varying(rows, axes)).items():
         curve = row["finetune"]["curve"]
-        lines.append(Line(name or "all", [point["step"] for point in curve], [point["ratio"] for point in curve]))
+        across = [point["tokens"] / 1000 if known else point["step"] for point in curve]
+        lines.append(Line(name or "all", across, [point["ratio"] for point in curve]))
     lines = sorted(lines, key=lambda line: line.y[-1])[:LINES]
+    unit = "tokens trained on, in thousands" if known else "step"
     up = "perplexity ratio, held-out windows\n(lower is better ↓)"
-    figure, panel = draw_lines(lines, "Fine-tuning, from the closed-form fit at step 0", "step", up)
+    figure, panel = draw_lines(lines, "Fine-tuning, from the closed-form fit on", unit, up)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 

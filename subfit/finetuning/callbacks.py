@@ -1,5 +1,6 @@
 """Callbacks of a fine-tuning: they keep the best weights, and show progress."""
 
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,8 +18,9 @@ class KeepBest(Callback):
 
     Attributes:
         step: the step after which these weights were reached; 0 for the closed-form fit.
-        curve: for each evaluation of the held-out windows, the step, the mean training loss since the one before, the
-            divergence in nats, and the ratio of the perplexity to the dense model's.
+        curve: for each evaluation of the held-out windows, the step; the tokens that were trained on so far, and the minutes
+            that this took, without the evaluations; the mean training loss since the evaluation before; the divergence in
+            nats, and the ratio of the perplexity to the dense model's.
     """
 
     def __init__(self, weights: MasterWeights):
@@ -26,6 +28,7 @@ class KeepBest(Callback):
         self.step = 0
         self.curve: list[dict[str, Any]] = []
         self._losses: list[float] = []
+        self._tokens, self._minutes, self._started = 0, 0.0, 0.0
 
     @property
     def lowest(self) -> float | None:
@@ -37,8 +40,16 @@ class KeepBest(Callback):
         """The best weights, as `MasterWeights.values`."""
         return self._best.state
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Tensor, index: int) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Tensor, index: int) -> None:
         self._losses.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+        self._tokens += batch.numel() * trainer.world_size
+        self._minutes += (time.perf_counter() - self._started) / 60
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        module.log_dict({"training/tokens": float(self._tokens), "training/minutes": self._minutes})
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         kl = float(trainer.callback_metrics["validation/kl"])
@@ -47,13 +58,16 @@ class KeepBest(Callback):
         if self._best.update(kl):
             self.step = trainer.global_step
         ratio = exp(float(trainer.callback_metrics["validation/log_ratio"]))
-        self.curve.append({"step": trainer.global_step, "training_loss": training, "kl": kl, "ratio": ratio})
+        so_far = {"step": trainer.global_step, "tokens": self._tokens, "minutes": round(self._minutes, 4)}
+        self.curve.append({**so_far, "training_loss": training, "kl": kl, "ratio": ratio})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "best": self.weights, "lowest": self.lowest, "curve": self.curve}
+        so_far = {"tokens": self._tokens, "minutes": self._minutes}
+        return {"step": self.step, "best": self.weights, "lowest": self.lowest, "curve": self.curve, **so_far}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.curve, self._best.lowest = state["step"], state["curve"], state["lowest"]
+        self._tokens, self._minutes = state["tokens"], state["minutes"]
         self._best.state = [value.to(own.device) for value, own in zip(state["best"], self._best.state, strict=True)]
 
 

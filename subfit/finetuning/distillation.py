@@ -1,6 +1,6 @@
 """The LightningModule that trains all that was fitted together, by distillation from the dense model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from subfit.finetuning.losses import Batch, distillation_loss, find_loss, stream
 from subfit.finetuning.master_weights import MasterWeights
 from subfit.finetuning.optimization import optimizers
 from subfit.finetuning.settings import FineTuning
+from subfit.finetuning.unchanged_layers import UnchangedLayers
 from subfit.model.dtypes import rounding_of
 from subfit.model.replacing import Replacement, Switch, switched_off
 from subfit.model.submodules import decoder_layers
@@ -65,6 +66,7 @@ class Distillation(LightningModule):
             raise SubFitError("no bypass has parameters of its own at its site: there is nothing to fine-tune")
         self._shared = (model, switches)  # in a tuple: not registered here
         self._changed = sorted({switch.site.layer for switch in switches if isinstance(switch, Replacement)})
+        self._unchanged = UnchangedLayers(model, switches)
         self._frozen: list[nn.Parameter] = []
 
     def setup(self, stage: str) -> None:
@@ -127,10 +129,11 @@ class Distillation(LightningModule):
 
     def _run(self, tokens: Tensor) -> Batch:
         model, switches = self._shared
-        with torch.no_grad(), switched_off(switches):
+        with torch.no_grad(), switched_off(switches), self._unchanged.kept():
             teacher, teacher_stream = _run_body(model, tokens, self._changed)
         self.master_weights.use()
-        with _recomputing(model, self._settings.gradient_checkpointing):
+        recomputed = decoder_layers(model)[1][self._unchanged.count :] if self._settings.gradient_checkpointing else ()
+        with self._unchanged.passed_through(), _recomputing(recomputed):
             student, student_stream = _run_body(model, tokens, self._changed)
         return Batch(model, tokens, student, teacher, student_stream, teacher_stream)
 
@@ -159,9 +162,9 @@ def _run_body(model: Any, tokens: Tensor, layers: list[int]) -> tuple[Any, list[
 
 
 @contextmanager
-def _recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Within the context, a decoder layer keeps only what enters it, and runs again for the backward pass."""
-    layers = list(decoder_layers(model)[1]) if wanted else []
+def _recomputing(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the context, each of these layers keeps only what enters it, and runs again for the backward pass."""
+    layers = list(layers)
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     try:

@@ -4,7 +4,7 @@ import pytest
 
 from subfit.ablation.depth import draw_score_ranks, draw_selections
 from subfit.ablation.effects import draw_accuracy, draw_effects
-from subfit.ablation.figures import LINES, draw_cache, draw_tradeoff, draw_trend
+from subfit.ablation.figures import LINES, draw_cache, draw_curves, draw_tradeoff, draw_trend
 
 
 def row(ratio, removed=0, cache=8, **values):
@@ -39,6 +39,16 @@ def test_a_tradeoff_joins_the_cells_of_a_method():
     assert sorted(lines(draw_tradeoff(rows, axes, "story"))) == [[(1, 2.2), (2, 2.8)], [(1, 2.4), (2, 3.0)]]
     assert sorted(lines(draw_cache(rows, axes, "evaluation"))) == [[(12.5, 1.2), (25, 1.5)], [(37.5, 1.1), (50, 1.4)]]
     assert sorted(lines(draw_trend(rows, axes, "evaluation"))) == [[(0.1, 1.1), (0.2, 1.4)], [(0.1, 1.2), (0.2, 1.5)]]
+
+
+def test_curves_are_drawn_over_tokens_where_they_are_known():
+    points = [{"step": 10 * i, "tokens": 2000 * i, "ratio": 2 - i / 10} for i in range(3)]
+    rows = [{**row(1.5, rate=rate), "finetune": {"curve": [dict(point) for point in points]}} for rate in (1, 2)]
+    figure = draw_curves(rows, ["rate"])
+    assert lines(figure) == [[(0, 2), (2, 1.9), (4, 1.8)]] * 2 and "tokens" in figure.axes[0].get_xlabel()
+    del rows[0]["finetune"]["curve"][1]["tokens"]
+    figure = draw_curves(rows, ["rate"])
+    assert lines(figure) == [[(0, 2), (10, 1.9), (20, 1.8)]] * 2 and figure.axes[0].get_xlabel() == "step"
 
 
 def test_of_many_methods_the_best_are_drawn_and_ours_always():

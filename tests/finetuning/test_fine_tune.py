@@ -1,4 +1,5 @@
 import copy
+import csv
 import json
 import os
 import sys
@@ -7,8 +8,9 @@ from pathlib import Path
 import ddp
 import pytest
 import torch
-from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokens
+from conftest import FAMILIES, Given, recipe, tiny_model, tiny_tokens, without_minutes
 from forked import run
+from lightning.pytorch.loggers import CSVLogger
 
 from subfit.ablation.shared_state import SharedState
 from subfit.calibration.capture import Calibration
@@ -105,7 +107,7 @@ def test_in_bfloat16_the_master_weights_are_float32_and_the_result_is_bfloat16(s
 
 def test_two_runs_are_equal_and_mixed_precision_and_recomputation_train_too(spoilt):
     one, two = tuned(settings()), tuned(settings())
-    assert same(one, two) and one.record["finetune"]["curve"] == two.record["finetune"]["curve"]
+    assert same(one, two) and without_minutes(one.record["finetune"]) == without_minutes(two.record["finetune"])
     assert same(one, tuned(settings(gradient_checkpointing=True)))
     assert tuned(settings(precision="bf16-mixed")).record["finetune"]["kept"] == "fine-tuned"
 
@@ -176,9 +178,22 @@ def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not(options, tmp_
     last = tmp_path / "killed" / "last.ckpt"
     resumed = tuned(settings(22, **options), Log(str(tmp_path / "killed"), str(last)))
     assert same(whole, resumed)
-    assert whole.record["finetune"] == resumed.record["finetune"]
+    assert without_minutes(whole.record["finetune"]) == without_minutes(resumed.record["finetune"])
     last_step = whole.record["finetune"]["curve"][-1]["step"]
     assert last_step < 22 if "patience" in options else last_step == 22
+
+
+def test_the_curve_counts_tokens_and_minutes_and_so_do_the_metrics(tmp_path, spoilt):
+    logger = CSVLogger(tmp_path, name="", version="", flush_logs_every_n_steps=1)
+    log = Log(str(tmp_path))
+    log.loggers.append(logger)
+    curve = tuned(settings(accumulate_grad_batches=2), log).record["finetune"]["curve"]
+    assert [point["tokens"] for point in curve] == [step * 2 * 4 * 32 for step in (0, 5, 10, 15, 20)]
+    minutes = [point["minutes"] for point in curve]
+    assert minutes[0] == 0 and minutes == sorted(minutes)
+    rows = [row for row in csv.DictReader((tmp_path / "metrics.csv").open()) if row.get("validation/kl")]
+    assert [float(row["training/tokens"]) for row in rows] == [point["tokens"] for point in curve]
+    assert [float(row["training/minutes"]) for row in rows] == pytest.approx(minutes, abs=1e-4)
 
 
 def test_the_checkpoint_holds_the_bypasses_alone(tmp_path, spoilt):
