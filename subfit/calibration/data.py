@@ -66,9 +66,12 @@ def read_tokens(
     parts = {}
     for source in sorted(counts, key=lambda source: source == "self"):  # a text may be too short, which is known at once
         sizes = [counts[source], extras.get(source, 0), others[source]]
-        tokens = _read(data, source, sizes[0] + sizes[1], data.length, model, tokenizer, seed, sizes[2])
-        parts[source] = torch.split(tokens, sizes)
-    used, kept, rest = (torch.cat(each) for each in zip(*(parts[source] for source in counts), strict=True))
+        if any(sizes):
+            tokens = _read(data, source, sizes[0] + sizes[1], data.length, model, tokenizer, seed, sizes[2])
+            parts[source] = torch.split(tokens, sizes)
+    used, kept, rest = (
+        torch.cat(each) for each in zip(*(parts[source] for source in counts if source in parts), strict=True)
+    )
     return used, kept, rest
 
 

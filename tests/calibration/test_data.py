@@ -39,6 +39,11 @@ def test_rows_of_json_lines_and_parquet_are_joined_by_blank_lines(files):
     assert tiny_tokenizer().decode(both[0].flatten()).replace(" ", "").startswith("row0" * 9)
 
 
+def test_a_source_whose_share_is_no_window_is_not_read(files):
+    data = Data(source="text:9+self:1", path=str(files / "a.txt"), windows=1, length=16)
+    assert torch.equal(cut(data)[0], cut(Data(path=str(files / "a.txt"), windows=1, length=16))[0])
+
+
 def test_several_files_follow_each_other(files):
     length = len(TEXT)
     tokens, _ = cut(Data(path=[str(files / "a.txt"), str(files / "a.jsonl")], windows=1, length=length + 8))
