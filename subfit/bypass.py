@@ -64,13 +64,18 @@ class Substitute(Strategy, ABC):
         name, place = type(self).__name__, where(self)
         raise SubFitError(f"{name} does not tell its size; a net budget needs its parameters() ({place})")
 
+    def cache_shares(self, sites: list[Site]) -> dict[Site, float]:
+        """Returns the share of each site's key-value cache that stays: none, if the class does not say otherwise."""
+        return dict.fromkeys(sites, 0.0)
+
 
 class Bypass(Substitute):
     """A small module in the place of one branch, fitted by regression on features of what the branch reads.
 
     The module is made of `torch.nn` modules (a `Sequential` of `Linear`s, say), or of a class of the plug-in's own that
     uses torch alone and keeps its constructor's arguments as attributes; its source then travels with the checkpoint. The
-    same module object may be a part of the `Sequential`s of several sites: it is counted and saved once.
+    same module object may be a part of the `Sequential`s of several sites: it is counted and saved once. What needs more
+    than the branch's input is a `KeptGroups`: heads of an Attention that stay, with their part of the cache.
 
     Attributes:
         reads: what the module is called with: the branch's normed "input", the residual "stream" before its norm, or

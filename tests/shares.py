@@ -37,6 +37,8 @@ DIVIDED = {  # with the weights of the layers divided among the processes, if th
     "sequential, divided": RECIPES["sequential"],
     "neurons, divided": RECIPES["neurons"],
     "neurons at once, divided": {"ffn_bypass": NEURONS},
+    "heads, divided": {"attention_bypass": "kept_heads", "fitting": "sequential"},
+    "heads at once, divided": {"attention_bypass": "kept_heads"},
     "merged, divided": {
         "scorer": "weight_activation",
         "selector": "contiguous",

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from transformers.pytorch_utils import Conv1D
 from subfit.bypass import Bypass
 from subfit.calibration.moments import Moments
 from subfit.errors import SubFitError
+from subfit.fitting.kept_units import Prior, fit_beside, unexplained_energy
 from subfit.fitting.layers import ROUNDING, linear_layer
-from subfit.fitting.regression import Centred, centre, check_ridge, factors, ridged, whitener
+from subfit.fitting.regression import centre, check_ridge
 from subfit.model.activations import Activations, Branch
 from subfit.model.modeling_subfit import Product, Sum
 from subfit.model.processes import full_tensor
@@ -41,9 +42,7 @@ class KeptNeurons(Bypass):
         SubFitError: if a share is out of its range.
     """
 
-    def __init__(
-        self, share: float = 0.1, neurons: float = 0.5, ridge: float = 1e-4, prior: Literal["zero", "weights"] = "zero"
-    ) -> None:
+    def __init__(self, share: float = 0.1, neurons: float = 0.5, ridge: float = 1e-4, prior: Prior = "zero") -> None:
         check_ridge(ridge)
         if not share > 0 or not 0 <= neurons <= 1:
             raise SubFitError(f"kept_neurons: share is {share} and neurons {neurons}; give above 0, and from 0 to 1")
@@ -59,28 +58,15 @@ class KeptNeurons(Bypass):
         return torch.cat([seen.x, seen.hidden], -1)
 
     def fit(self, branch: Branch, moments: Moments, shared: None) -> nn.Module:
-        c, size, width = centre(moments), self._sizes(branch.site), branch.site.width
+        c, size = centre(moments), self._sizes(branch.site)
         hidden = hidden_layers(branch)
         output = full_tensor(hidden.output).double()
-        kept = self._most_needed(c, output, size.neurons)
-        chosen = torch.cat([torch.arange(width, device=kept.device), width + kept])
-        prior = output[kept] if self.prior == "weights" else torch.zeros_like(output[kept])
-        a, b, change = low_rank_beside(_without(c, width + kept, prior), chosen, width, size.rank, self.ridge)
-        v = prior + change
-        bias = c.mean_y - c.mean_x[:width] @ a @ b - c.mean_x[chosen[width:]] @ v
+        kept = unexplained_energy(c, output, self.ridge).topk(size.neurons).indices.sort().values
+        found = fit_beside(c, output, kept, size.rank, self.ridge, self.prior)
         if not size.rank:
-            return nn.Sequential(*hidden.of(kept), linear_layer(v, bias))
-        low_rank = nn.Sequential(linear_layer(a), linear_layer(b, bias))
-        return Sum(low_rank, nn.Sequential(*hidden.of(kept), linear_layer(v))) if size.neurons else low_rank
-
-    def _most_needed(self, c: Centred, output: Tensor, count: int) -> Tensor:
-        """The indices of the units with the most energy that x does not explain, (count), in ascending order."""
-        width = len(c.xx) - len(output)
-        xx, xz, zz = c.xx[:width, :width], c.xx[:width, width:], c.xx.diagonal()[width:]
-        t = whitener(ridged(xx, self.ridge))
-        unexplained = zz - (t.T @ xz).square().sum(0)
-        energy = output.square().sum(1) * unexplained
-        return energy.topk(count).indices.sort().values
+            return nn.Sequential(*hidden.of(kept), linear_layer(found.v, found.bias))
+        low_rank = nn.Sequential(linear_layer(found.a), linear_layer(found.b, found.bias))
+        return Sum(low_rank, nn.Sequential(*hidden.of(kept), linear_layer(found.v))) if size.neurons else low_rank
 
     def _sizes(self, site: Site) -> "Sizes":
         if site.kind != "ffn" or not site.hidden:
@@ -95,11 +81,6 @@ class KeptNeurons(Bypass):
         return Sizes(neurons, rank, neurons * _per_neuron(site) + rank * 2 * site.width + site.width)
 
 
-def _without(c: Centred, inputs: Tensor, weight: Tensor) -> Centred:
-    """The same features, and the targets without what some of the features give by a weight, z W."""
-    return replace(c, xy=c.xy - c.xx[:, inputs] @ weight, mean_y=c.mean_y - c.mean_x[inputs] @ weight)
-
-
 @dataclass(frozen=True)
 class Sizes:
     """How many neurons a bypass keeps, the rank of its map, and the parameters of both with the bias."""
@@ -112,28 +93,6 @@ class Sizes:
 def _per_neuron(site: Site) -> int:
     """The parameters of one hidden unit: its rows of the gate and up projections with their biases, and its output."""
     return site.parameters // site.hidden
-
-
-def low_rank_beside(c: Centred, chosen: Tensor, width: int, rank: int, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns A (d, rank), B (rank, d) and V (n, d) that minimise E|y - x A B - z V|^2 + penalties, over centred tokens.
-
-    For a given A B, V is the ridge regression of what it leaves. What is then left is a quadratic form of A B in the metric
-    of x without what z explains (its Schur complement), so that A B is the reduced-rank regression in this metric.
-
-    Args:
-        c: of the features (x, all z) and the targets.
-        chosen: (d + n), the indices of x, and of the z to use, among the features.
-        width: d.
-        ridge: penalty on A B and on V, relative to the mean variance of x and of these z.
-    """
-    joint, xy = c.xx[chosen][:, chosen], c.xy[chosen]
-    xx, xz = ridged(joint[:width, :width], ridge), joint[:width, width:]
-    t_z = whitener(ridged(joint[width:, width:], ridge)) if len(chosen) > width else xz.new_zeros(0, 0)
-    explained = xz @ t_z
-    t = whitener(xx - explained @ explained.T)
-    left = t.T @ (xy[:width] - explained @ (t_z.T @ xy[width:]))
-    a, b = factors(t, left, rank) if rank else (t[:, :0], left[:0])
-    return a, b, t_z @ (t_z.T @ (xy[width:] - xz.T @ (a @ b)))
 
 
 @dataclass(frozen=True)

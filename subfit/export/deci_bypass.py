@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from subfit.errors import SubFitError
 from subfit.export.deci import MULTIPLE, Block
-from subfit.model.modeling_subfit import Constant, Product, Scale, Shared, Sum, SwiGLU, Zero
+from subfit.model.modeling_subfit import Constant, KeptGroups, Product, Scale, Shared, Sum, SwiGLU, Zero
 
 ONE = 1.278464542761074  # silu(ONE) = 1: with a gate of weight 0 and this bias, a gated FeedForward is a low-rank map
 
@@ -104,6 +104,8 @@ def _parts(module: nn.Module, width: int) -> Parts:
     if isinstance(module, SwiGLU):
         gate, up, down = (_linear(layer) for layer in (module.gate, module.up, module.down))
         return Parts(down[1], units=[Units(*gate, *up, down[0])])
+    if isinstance(module, KeptGroups):
+        raise SubFitError("its bypass keeps some of the Attention's heads beside a map, which deci has no layer for")
     affine = _affine(module)
     if affine is not None:
         factors, bias = affine

@@ -7,7 +7,7 @@ needs more than torch, transformers and vLLM.
 
 from typing import Any
 
-from subfit.model.modeling_subfit import check_format
+from subfit.model.modeling_subfit import KeptGroups, check_format
 
 PREFIX = "SubFit"  # of the names by which vLLM knows the compressed architectures
 ARCHITECTURES = (  # those whose tokens were compared with transformers'
@@ -46,6 +46,8 @@ class CompressedSettings:
             if site["kind"] == "mixer" or site.get("coefficient", 1) != 1:
                 found = "another mixer than an Attention" if site["kind"] == "mixer" else "scaled when it is added"
                 raise ValueError(f"subfit: vLLM does not serve a model in which {site['path']} was replaced, {found}")
+            if site.get("bypass", {}).get("class") == KeptGroups.__name__:
+                raise ValueError(f"subfit: vLLM does not serve a model in which {site['path']} keeps some of its heads")
         if getattr(model_config.hf_config, "quantization_config", None) is not None:
             raise ValueError("subfit: vLLM does not serve a compressed model whose checkpoint was quantised")
 

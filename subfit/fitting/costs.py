@@ -16,6 +16,7 @@ from subfit.bypass import Substitute
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
 from subfit.fitting.substitutes import groups_of
+from subfit.model.modeling_subfit import KeptGroups, token_map
 from subfit.model.sizes import kv_bytes_per_token
 from subfit.model.submodules import Kind, Site
 
@@ -50,27 +51,42 @@ def flops_per_token(calibration: Calibration, replaced: Mapping[Site, nn.Module]
     whole = compressed = _forward_flops(calibration)["Global"]
     for site, bypass in replaced.items():
         token = torch.zeros(1, site.width, device=calibration.device, dtype=calibration.dtype)
-        compressed += count_flops(partial(bypass, token))["Global"] - dense[site]
+        kept = bypass.kept / bypass.groups if isinstance(bypass, KeptGroups) else 0.0
+        compressed += count_flops(partial(token_map(bypass), token))["Global"] - (1 - kept) * dense[site]
     return whole, compressed
 
 
 def bypass_costs(calibration: Calibration, substitutes: Mapping[Kind, Substitute], unit: Unit) -> Costs:
     """Returns what the substitute of each site that has one would cost, the mean over the sites that share it.
 
-    A bypass has no cache and counts no submodule; each of its parameters is multiplied and added once for a token. Its
-    seconds are estimated at the rate at which its site does its arithmetic.
+    A bypass counts no submodule; each of its parameters is multiplied and added once for a token. Where it keeps a share of
+    the cache, it does that share of the site's arithmetic on keys and values. Its seconds are estimated at the rate at which
+    its site does its arithmetic.
     """
     sites = [site for site in calibration.sites if site.kind in substitutes]
-    if unit not in ("parameters", "flops", "latency"):
+    if unit == "submodules":
         return dict.fromkeys(sites, 0.0)
     costs: Costs = {}
     for substitute, group in groups_of({site: substitutes[site.kind] for site in sites}).items():
-        added = substitute.parameters(group) / len(group)
-        costs.update({site: added if unit == "parameters" else 2 * added for site in group})
+        costs |= _costs_of_one(calibration, substitute, group, unit)
     if unit == "latency":
         seconds, flops = site_costs(calibration, "latency"), site_costs(calibration, "flops")
         costs = {site: cost * seconds[site] / flops[site] for site, cost in costs.items()}
     return costs
+
+
+def _costs_of_one(calibration: Calibration, substitute: Substitute, sites: list[Site], unit: Unit) -> Costs:
+    """What a substitute costs at each of its sites, in bytes of the cache, parameters or FLOPs."""
+    shares = substitute.cache_shares(sites)
+    if unit == "kv_bytes":
+        cached = site_costs(calibration, unit)
+        return {site: shares[site] * cached[site] for site in sites}
+    added = substitute.parameters(sites) / len(sites)
+    if unit == "parameters":
+        return dict.fromkeys(sites, added)
+    dense = site_costs(calibration, "flops")
+    on_cache = {site: max(dense[site] - 2 * site.parameters, 0.0) for site in sites}  # what no parameter has a part in
+    return {site: 2 * added + shares[site] * on_cache[site] for site in sites}
 
 
 def _submodules(calibration: Calibration) -> Costs:

@@ -16,7 +16,7 @@ from subfit.fitting.substitutes import FoldedMap
 from subfit.model.activations import Branch
 from subfit.model.dtypes import placed
 from subfit.model.folding import folded, output_projection
-from subfit.model.modeling_subfit import Constant, Scale
+from subfit.model.modeling_subfit import Constant, Scale, token_map
 from subfit.model.offloading import loaded
 from subfit.model.replacing import BypassReplacement, FoldedReplacement
 from subfit.model.submodules import Site, decoder_layers
@@ -81,7 +81,7 @@ def _check_values(module: nn.Module, site: Site, substitute: Substitute) -> None
         raise SubFitError(f"{site.name}: the fitted bypass has NaN or infinite parameters ({place})")
     like = parameters[0] if parameters else torch.empty(0)
     with torch.no_grad(), attribute_errors_to(substitute):
-        gave = module(torch.zeros(2, site.width, device=like.device, dtype=like.dtype))
+        gave = token_map(module)(torch.zeros(2, site.width, device=like.device, dtype=like.dtype))
     if gave.shape != (2, site.width):
         shape = tuple(gave.shape)
         raise SubFitError(f"{site.name}: the bypass maps (2, {site.width}) to {shape}; both must be the same ({place})")

@@ -43,6 +43,9 @@ class RetrainedLayer(Substitute):
     def parameters(self, sites: list[Site]) -> int:
         return sum(site.parameters for site in sites)
 
+    def cache_shares(self, sites: list[Site]) -> dict[Site, float]:
+        return dict.fromkeys(sites, 1.0)
+
     @abstractmethod
     def fit(self, layer: nn.Module, run: Run, inputs: Tensor, targets: Tensor) -> nn.Module:
         """Returns the layer with other weights.
@@ -64,6 +67,10 @@ class Assignment(Substitute):
 
     def parameters(self, sites: list[Site]) -> int:
         return sum(substitute.parameters(group) for substitute, group in groups_of(self.assign(sites)).items())
+
+    def cache_shares(self, sites: list[Site]) -> dict[Site, float]:
+        groups = groups_of(self.assign(sites)).items()
+        return {site: share for its, group in groups for site, share in its.cache_shares(group).items()}
 
 
 Plan = dict[Site, Bypass | FoldedMap | RetrainedLayer]

@@ -57,6 +57,7 @@ class Activations:
         h: (..., d), the residual stream before the branch.
         x: (..., d), what its core reads: the normed stream, in most architectures.
         y: (..., d), what the branch gives, after its output norm if there is one: what a bypass is to give.
+        arguments: all that its core was called with, by position and by name.
     """
 
     h: Tensor
@@ -65,7 +66,7 @@ class Activations:
 
     def __init__(self, branch: Branch):
         self._branch = branch
-        self._arguments: Any = ((), {})
+        self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._hidden: Tensor | None = None
 
     @property
@@ -77,7 +78,7 @@ class Activations:
     @property
     def before_norm(self) -> Tensor:
         """(..., d), what the core gives, before the output norm; it is run once more."""
-        args, kwargs = self._arguments
+        args, kwargs = self.arguments
         gave: Tensor = main_output(self._branch.run(*args, **kwargs))
         return gave.reshape(self.x.shape)
 
@@ -92,7 +93,7 @@ class Activations:
         """
         if self._hidden is None:
             handle = self._branch.output_projection.register_forward_pre_hook(self._see_hidden(leave=True), with_kwargs=True)
-            args, kwargs = self._arguments
+            args, kwargs = self.arguments
             try:
                 self._branch.run(*args, **kwargs)
             except _Enough:
@@ -112,7 +113,7 @@ class Activations:
 
     def _see_core(self, leave: bool) -> Callable[..., None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.x, self._arguments, self._hidden = first_tensor(args, kwargs), (args, kwargs), None
+            self.x, self.arguments, self._hidden = first_tensor(args, kwargs), (args, kwargs), None
             if self._branch.site.input_norm is None:
                 self.h = self.x
             if leave:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from subfit.errors import SubFitError
+from subfit.model.modeling_subfit import grouped_parameters
 from subfit.model.recording import Call, Layer, record_layers
 from subfit.model.submodules import KINDS, Kind, Site, slot_of
 
@@ -186,7 +187,7 @@ def _site(model: nn.Module, index: int, layer: Layer, term: Term, reads: Reading
     call, core = term.call, model.get_submodule(term.call.path)
     removed = [core] if term.norm is None else [core, model.get_submodule(term.norm.path)]
     output = next((c for c in layer.calls if c.gave is call.gave and c.path.startswith(f"{call.path}.")), None)
-    return Site(
+    site = Site(
         kind=_kind(call),
         layer=index,
         path=call.path,
@@ -201,6 +202,15 @@ def _site(model: nn.Module, index: int, layer: Layer, term: Term, reads: Reading
         hidden=output.read.shape[-1] if output else 0,
         overwritten=not _equal(call.gave.detach().cpu().double(), call.after),
     )
+    return _with_groups(site, core, call.groups) if output and call.groups else site
+
+
+def _with_groups(site: Site, core: nn.Module, groups: int) -> Site:
+    """The site of an Attention with what is known of its key-value groups."""
+    grouped = {module._parameters[name] for module, name, _ in grouped_parameters(core, site.output_name)}
+    others = {*core.parameters()} - grouped - {core.get_submodule(site.output_name).bias}
+    sizes = [sum(p.numel() for p in found) for found in (grouped, others)]
+    return replace(site, groups=groups, group_parameters=sizes[0] // groups, common_parameters=sizes[1])
 
 
 def _kind(call: Call) -> Kind:

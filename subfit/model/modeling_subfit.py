@@ -10,7 +10,7 @@ the modules that stand in their place, and `SubFitMixin` puts these modules in b
 import copy
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +258,102 @@ class AttentionBypass(nn.Module):
             slot.tokens += tokens
 
 
+class KeptGroups(nn.Module):
+    """Stands where an Attention stood: some of its key-value groups, with the query heads that read them, and a map beside.
+
+    It is called as the Attention was and gives what that gave, with what the map makes of the branch's input added. Its slot
+    of the cache holds the keys and values of the kept groups alone, also where it was allocated for the dense architecture
+    before anything was in it.
+
+    Args:
+        attention: has the projections of the kept groups alone; see `keep_groups`.
+        beside: maps the branch input (batch, tokens, d) to what is added, of the same shape.
+        slot: the layer's index in the key-value cache.
+        groups: how many groups the Attention had.
+        kept: how many of them are kept.
+    """
+
+    def __init__(self, attention: nn.Module, beside: nn.Module, slot: int, groups: int, kept: int):
+        super().__init__()
+        self.attention = attention
+        self.beside = beside
+        self.slot = slot
+        self.groups = groups
+        self.kept = kept
+
+    def forward(self, *args, **kwargs):
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Cache):
+                self.adapt_slot(value)
+        gave = self.attention(*args, **kwargs)
+        y, *others = gave if isinstance(gave, tuple) else (gave,)
+        y = y + self.beside(first_argument(args, kwargs))
+        return (y, *others) if isinstance(gave, tuple) else y
+
+    def adapt_slot(self, cache: Cache) -> None:
+        """Has this layer's slot in `cache` allocated anew if it was allocated for another number of groups.
+
+        Raises:
+            ValueError: if there are keys and values in it.
+        """
+        slot: Any = cache.layers[self.slot] if self.slot < len(cache.layers) else None
+        keys = getattr(slot, "keys", None)
+        if keys is not None and keys.ndim == 4 and keys.shape[1] != self.kept:
+            if int(slot.get_seq_length()):
+                raise ValueError(f"slot {self.slot} of the cache was filled by another model: {self.kept} groups are kept")
+            slot.is_initialized = False
+
+
+def keep_groups(attention: nn.Module, output: str, groups: int, kept: Sequence[int]) -> nn.Module:
+    """Returns a copy of an Attention that has some of its key-value groups alone, with the query heads that read them.
+
+    The rows of its linear layers, and of its own parameters, are taken to be those of one group after the other, and so are
+    the columns of its output projection; attributes whose names end in "heads" are taken to count heads. Where that is so
+    the copy computes what the Attention would with zeros in all other columns; the caller must see to it. The output
+    projection of the copy has a bias.
+
+    Args:
+        attention: the Attention, which stays as it is.
+        output: path of its output projection.
+        groups: how many groups it has.
+        kept: the indices of those to keep.
+    """
+    configs = [v for module in attention.modules() for v in vars(module).values() if isinstance(v, PreTrainedConfig)]
+    copied = copy.deepcopy(attention, {id(value): value for value in (*configs, *attention.parameters())})
+    places = {(module, name): dimension for module, name, dimension in grouped_parameters(copied, output)}
+    for module in copied.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                dimension = places.get((module, name))
+                value = p.detach().clone() if dimension is None else _of_groups(p.detach(), dimension, groups, kept)
+                module._parameters[name] = nn.Parameter(value, p.requires_grad)
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        for name, value in vars(module).items():
+            if name.endswith("heads") and type(value) is int and value % groups == 0:
+                setattr(module, name, value // groups * len(kept))
+    last: Any = copied.get_submodule(output)
+    if last.bias is None:
+        last.bias = nn.Parameter(last.weight.new_zeros(last.out_features), last.weight.requires_grad)
+    return copied
+
+
+def grouped_parameters(attention: nn.Module, output: str):
+    """Yields the parameters of an Attention that its groups have parts of: the module, the name, and the dimension."""
+    last = attention.get_submodule(output)
+    for module in attention.modules():
+        if module is last:
+            yield module, "weight", 1
+        elif module is attention or isinstance(module, nn.Linear):
+            yield from ((module, name, 0) for name, p in module._parameters.items() if p is not None)
+
+
+def _of_groups(p: torch.Tensor, dimension: int, groups: int, kept: Sequence[int]) -> torch.Tensor:
+    """The parts of a parameter that belong to the kept groups."""
+    parts = p.unflatten(dimension, (groups, -1))
+    return parts.index_select(dimension, torch.tensor(kept, device=p.device)).flatten(dimension, dimension + 1)
+
+
 class MixerBypass(nn.Module):
     """Stands where a mixer stood that keeps states in the cache, and gives its branch's input to a bypass.
 
@@ -303,12 +399,19 @@ class SkippedNorm(nn.Identity):
 
 def stand_in(bypass: nn.Module, site: dict[str, Any], counts: bool) -> nn.Module:
     """Returns the module to put at `site["path"]`, so that `bypass` answers calls made to the branch that was there."""
+    if isinstance(bypass, KeptGroups):
+        return bypass
     if site["kind"] == "attention":
         return AttentionBypass(bypass, site["slot"], site["returns"], counts)
     if site["kind"] == "mixer":
         return MixerBypass(bypass, site["slot"], site["returns"])
     wrapped = site["returns"] or site.get("overwritten")
     return FeedForwardBypass(bypass, site["returns"]) if wrapped else bypass
+
+
+def token_map(bypass: nn.Module) -> nn.Module:
+    """Returns the part of a bypass that maps each token by itself, (..., d) to (..., d): all of it, but for kept heads."""
+    return bypass.beside if isinstance(bypass, KeptGroups) else bypass
 
 
 # --- a module's structure as plain data -------------------------------------------------------------------------------
@@ -323,6 +426,8 @@ def describe(module: nn.Module, shared: Mapping[str, nn.Module]) -> dict[str, An
     for name, owner in shared.items():
         if module is owner:
             return {"shared": name}
+    if isinstance(module, KeptGroups):
+        return {"class": "KeptGroups", "kept": module.kept, "beside": describe(module.beside, shared)}
     if isinstance(module, nn.Sequential):
         return {"class": type(module).__name__, "children": [describe(child, shared) for child in module]}
     arguments = {}
@@ -338,14 +443,30 @@ class UnknownModule(ValueError):
     """A module class is neither known here nor one of torch.nn."""
 
 
-def build(spec: dict[str, Any], shared: Mapping[str, nn.Module]) -> nn.Module:
-    """Builds the module that `describe` described, with fresh tensors."""
+def build(
+    spec: dict[str, Any],
+    shared: Mapping[str, nn.Module],
+    site: dict[str, Any] | None = None,
+    model: nn.Module | None = None,
+) -> nn.Module:
+    """Builds the module that `describe` described, with fresh tensors.
+
+    Args:
+        shared: the modules that belong to more than one site, by name.
+        site, model: where the module is to stand, of whose Attention there heads may be kept.
+    """
     if "shared" in spec:
         return Shared(shared[spec["shared"]])
     found = globals().get(spec["class"]) or getattr(nn, spec["class"], None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         remedy = "if it is in the checkpoint's own code, let that run: --trust_remote_code, or trust_remote_code=True"
         raise UnknownModule(f"the bypass module {spec['class']!r} is neither in torch.nn nor in subfit; {remedy}")
+    if found is KeptGroups:
+        if site is None or model is None or not 0 < spec["kept"] <= site["groups"]:
+            raise ValueError("there is no Attention of which so many heads could be kept")
+        output = site["output_projection"].removeprefix(site["path"] + ".")
+        attention = keep_groups(model.get_submodule(site["path"]), output, site["groups"], range(spec["kept"]))
+        return KeptGroups(attention, build(spec["beside"], shared), site["slot"], site["groups"], spec["kept"])
     if "children" in spec:
         return found(*(build(child, shared) for child in spec["children"]))
     return found(**spec.get("arguments", {}))
@@ -355,7 +476,7 @@ def install(model: nn.Module, subfit: dict[str, Any]) -> None:
     """Puts the bypasses that `subfit` (the section of the configuration) describes into a dense `model`, in place."""
     model.subfit_shared = nn.ModuleDict({name: build(spec, {}) for name, spec in subfit["shared"].items()})
     for site in subfit["sites"]:
-        bypass = build(site["bypass"], model.subfit_shared)
+        bypass = build(site["bypass"], model.subfit_shared, site, model)
         standing = stand_in(bypass, site, site["path"] == subfit["counter"])
         if site["kind"] == "mixer":  # whose buffers the model may initialise, as that of Falcon-H1 does
             for name, buffer in model.get_submodule(site["path"]).named_buffers(recurse=False):

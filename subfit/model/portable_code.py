@@ -31,6 +31,7 @@ def portable_source(modules: Iterable[nn.Module]) -> str:
     Raises:
         SubFitError: if a class cannot travel with a checkpoint, or could not be built again there.
     """
+    modules = [modeling_subfit.token_map(module) for module in modules]  # kept heads are of the dense model's own classes
     every = {id(module): module for root in modules for module in root.modules()}.values()
     examples = {type(module): module for module in every if _is_foreign(type(module))}
     statements = _statements(sorted(examples, key=lambda found: (found.__module__, found.__qualname__)))

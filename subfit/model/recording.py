@@ -29,6 +29,7 @@ class Call:
         began, ended: places in the order of events within the layer.
         slot: index of the cache slot that it wrote to, if it did.
         keys: whether keys and values are what it wrote there.
+        groups: number of heads of these keys; 0 where they have none.
         mixes: whether it was given a mask, positions or a cache.
         passed_on: whether it changed another argument than the cache, which other layers may read.
     """
@@ -43,6 +44,7 @@ class Call:
     ended: int
     slot: int | None = None
     keys: bool = False
+    groups: int = 0
     mixes: bool = False
     passed_on: bool = False
 
@@ -134,6 +136,7 @@ class _Recorder:
         call = Call(self._path, read, self._before, gave, _copy(gave), _length(output), self._began, ended)
         call.slot = min((slot for slot, _ in written), default=None)
         call.keys = any(name in ("keys", "values") for _, name in written)
+        call.groups = _heads(args, kwargs, call.slot) if call.keys else 0
         call.mixes = (
             bool(written) or any(part in name for name in kwargs for part in CONTEXT) or _cache(args, kwargs) is not None
         )
@@ -155,6 +158,13 @@ def _length(output: Any) -> int:
 
 def _cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+
+
+def _heads(args: tuple[Any, ...], kwargs: dict[str, Any], slot: int | None) -> int:
+    """How many heads the keys have in a slot of the cache, (batch, heads, tokens, size); 0 if they are of another shape."""
+    cache = _cache(args, kwargs)
+    keys = None if cache is None or slot is None else getattr(cache.layers[slot], "keys", None)
+    return keys.shape[1] if isinstance(keys, Tensor) and keys.ndim == 4 else 0
 
 
 def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[tuple[int, str], Any]:

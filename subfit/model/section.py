@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from subfit.errors import SubFitError, shown
 from subfit.model import modeling_subfit
-from subfit.model.modeling_subfit import EmptySlot  # type: ignore[attr-defined]
+from subfit.model.modeling_subfit import EmptySlot, KeptGroups, token_map  # type: ignore[attr-defined]
 from subfit.model.submodules import Site, decoder_layers, slot_of
 from subfit.options.typed import typed_arguments
 
@@ -67,9 +67,11 @@ def check_section(content: Mapping[str, Any], plugin_code: bool) -> None:
         _check_site(site, dense, place)
         if [other.path for other in section.sites].count(site.path) > 1:
             raise SubFitError(f"{place}.path is {site.path!r}, which another site has, too")
-        _check_bypass(_built(site.bypass, shared, f"{place}.bypass", plugin_code), site.width, f"{place}.bypass")
+        built = _built(site.bypass, shared, f"{place}.bypass", plugin_code, site, dense)
+        _check_bypass(built, site.width, f"{place}.bypass")
     attentions = [site.path for site in section.sites if site.kind == "attention"]
-    kept = _caching_layers(dense) - {site.slot for site in section.sites if site.kind == "attention"}
+    without = {s.slot for s in section.sites if s.kind == "attention" and s.bypass.get("class") != KeptGroups.__name__}
+    kept = _caching_layers(dense) - without
     counters = [None, *attentions] if kept or not attentions else attentions  # needed where no Attention counts tokens
     if section.counter not in counters:
         raise SubFitError(f"{PLACE}.counter is {section.counter!r}; it must be {counters[0]!r}")
@@ -123,13 +125,20 @@ def _check_site(site: SiteEntry, dense: Any, place: str) -> None:
         raise SubFitError(f"{place}.skipped_norms names {wrong[0]!r}, which is no norm of the site")
 
 
-def _built(spec: dict[str, Any], shared: Mapping[str, Any], place: str, plugin_code: bool) -> nn.Module | None:
+def _built(
+    spec: dict[str, Any],
+    shared: Mapping[str, Any],
+    place: str,
+    plugin_code: bool,
+    site: SiteEntry | None = None,
+    dense: nn.Module | None = None,
+) -> nn.Module | None:
     """A module without memory for its weights; None if it needs a class in the checkpoint's own code."""
     if any(module is None for module in shared.values()):
         return None
     try:
         with torch.device("meta"):
-            return modeling_subfit.build(spec, shared)
+            return modeling_subfit.build(spec, shared, None if site is None else site.as_dict(), dense)
     except modeling_subfit.UnknownModule as error:
         if plugin_code:
             return None
@@ -145,7 +154,7 @@ def _check_bypass(bypass: nn.Module | None, width: int, place: str) -> None:
     stream = torch.empty(1, TOKENS, width, device="meta")
     try:
         with torch.no_grad():
-            shape = tuple(bypass(stream).shape)
+            shape = tuple(token_map(bypass)(stream).shape)
     except Exception as error:  # whatever a module says of a shape that it does not take
         raise SubFitError(f"{place} does not read {width} features: {' '.join(str(error).split())}") from error
     if shape != stream.shape:

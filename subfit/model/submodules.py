@@ -37,6 +37,12 @@ class Site:
         layer_sites: number of sites in the layer.
         label: tells apart several sites of one kind in one layer; empty for the first.
         overwritten: whether the layer changes in place what the core gives.
+        groups: number of key-value groups of an Attention, heads of keys with the query heads that read them; 0 where there
+            are none, or no output projection.
+        group_parameters: parameters of each group: its rows of the projections of the input, and its columns of the output
+            projection.
+        common_parameters: parameters of the core that no group has a part of, such as norms of heads; the bias of the output
+            projection does not count.
     """
 
     kind: Kind
@@ -56,11 +62,19 @@ class Site:
     layer_sites: int = 2
     label: str = ""
     overwritten: bool = False
+    groups: int = 0
+    group_parameters: int = 0
+    common_parameters: int = 0
 
     @property
     def name(self) -> str:
         """The site's name in scores, selections and files, such as `attention.3`."""
         return f"{self.kind}.{self.layer}" + (f".{self.label}" if self.label else "")
+
+    @property
+    def output_name(self) -> str:
+        """The path of the output projection within the core; empty where there is none."""
+        return (self.output_projection or "").removeprefix(f"{self.path}.")
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain data."""

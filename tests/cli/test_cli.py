@@ -96,6 +96,34 @@ def test_compress_evaluate_and_reproduce(subfit, model_folder, text_file, tmp_pa
     assert "evaluating on one: " in evaluated.stderr and "answering toy: " in evaluated.stderr
 
 
+def test_kept_heads_shrink_the_cache_that_compress_and_evaluate_report(subfit, model_folder, text_file):
+    bypass = ["--attention_bypass", "kept_heads", "--attention_bypass.share", 0.2, "--attention_bypass.ridge", 0.05]
+    common = [
+        "--model",
+        model_folder,
+        "--calibration.path",
+        text_file,
+        *SMALL,
+        "--fitting",
+        "sequential",
+        "--sparsity",
+        0.25,
+    ]
+    done = subfit("compress", *common, *bypass, "--budget", "kv_bytes", "--output", "heads", "--json")
+    assert done.returncode == 0, done.stderr
+    size = json.loads(done.stdout)["size"]
+    assert size["before"]["kv_bytes_per_token"] == 512 and size["after"]["kv_bytes_per_token"] == 384  # 2 of 8 groups gone
+    evaluated = subfit("evaluate", "heads", "--reference", model_folder, "--data", text_file, "--windows", 2, "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["kv_bytes_per_token"] == 384
+    for options, said in (
+        (["--attention_bypass.groups", 2], "groups is 2; it must be less than 2, the key-value heads of attention."),
+        (["--attention_bypass.group", 2], "did you mean 'groups'?"),
+    ):
+        refused = subfit("compress", *common, *bypass, *options, "--output", "none")
+        assert refused.returncode == 2 and said in refused.stderr.splitlines()[-1]
+
+
 def test_evaluate_shows_tables(model_folder, text_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.jsonl").write_text("\n".join(json.dumps(row) for row in task_rows(30)))

@@ -133,6 +133,11 @@ def test_a_bypass_that_reads_the_stream_is_refused_by_its_submodule():
         plan_of(model)
 
 
+def test_kept_heads_are_refused_by_their_submodule():
+    with pytest.raises(SubFitError, match=r"attention\.2: its bypass keeps some of the Attention's heads"):
+        plan_of(compressed("llama", ["attention.2"], {"class_path": "kept_heads"}, spec("mean")))
+
+
 def test_a_bypass_with_another_activation_is_refused_by_what_it_is_made_of():
     gelu = {"class_path": "mlp", "init_args": {"activation": "gelu", "hidden": 8, "steps": 0}}
     with pytest.raises(SubFitError, match=r"ffn\.1: its bypass is made of Linear and GELU"):

@@ -71,6 +71,7 @@ def test_a_compressed_configuration_is_its_dense_one_with_another_architecture(s
             "subfit: .* model.layers.0.self_attn was replaced, another mixer than an Attention",
         ),
         ("llama", replaced(coefficient=0.3), "subfit: .* model.layers.0.self_attn was replaced, scaled when it is added"),
+        ("llama", replaced(bypass={"class": "KeptGroups", "kept": 1}), "self_attn keeps some of its heads"),
         ("llama", {"subfit": {"format_version": 99}}, "written by a newer subfit"),
     ],
 )

@@ -125,6 +125,16 @@ SECTION = {
         lambda c: replaced(c).update(bypass={"class": []}),
         "sites[0].bypass cannot be built: TypeError",
     ),
+    "more heads than there are": (
+        lambda c: replaced(c).update(bypass={"class": "KeptGroups", "kept": 10**12, "beside": {"class": "Zero"}}),
+        "sites[0].bypass cannot be built: ValueError: there is no Attention of which so many heads could be kept",
+    ),
+    "groups": (
+        lambda c: replaced(c).update(
+            bypass={"class": "KeptGroups", "kept": 10**12, "beside": {"class": "Zero"}}, groups=10**12
+        ),
+        "sites[0].bypass cannot be built: ",
+    ),
     "huge": (lambda c: replaced(c).update(bypass=linear(32, 10**15)), "sites[0].bypass"),
     "wrong output": (lambda c: replaced(c).update(bypass=linear(32, 31)), "sites[0].bypass gives 31 features of 32"),
     "wrong input": (lambda c: replaced(c).update(bypass=linear(31, 32)), "sites[0].bypass does not read 32 features"),

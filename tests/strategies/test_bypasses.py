@@ -53,6 +53,14 @@ CASES = {
     "decoder_layer": [layer_at_cut("decoder_layer", epochs=2)],
     "diagonal": [both("diagonal"), both("diagonal", "sequential", reads="stream")],
     "identity": [both("identity")],
+    "kept_heads": [
+        {"attention_bypass": "kept_heads", "ffn_bypass": "mean"},
+        {
+            "attention_bypass": {"class_path": "kept_heads", "init_args": {"share": 0.0, "prior": "weights"}},
+            "ffn_bypass": "linear",
+            "fitting": "sequential",
+        },
+    ],
     "kept_neurons": [ffn("kept_neurons", share=0.3), ffn("kept_neurons", "sequential", neurons=1.0, share=0.2)],
     "linear": [both("linear"), both("linear", "sequential", reads="stream")],
     "linear_patch": [both("linear_patch"), at_cut("linear_patch")],
@@ -126,7 +134,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("data", DEGENERATE)
 def test_degenerate_data_give_finite_maps(name, data):
     options = {"by_rule": {"rules": {"ffn.*": "low_rank_diagonal"}}, "mlp": {"steps": 3}}.get(name, {})
-    if name in ("identity", "decoder_layer", "kept_neurons"):  # which need no data, a layer, or hidden units
+    if name in ("identity", "decoder_layer", "kept_neurons", "kept_heads"):  # no data, a layer, hidden units
         return
     x, y = DEGENERATE[data]
     module = fitted(name, x, y, **options)

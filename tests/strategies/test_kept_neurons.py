@@ -8,12 +8,13 @@ from pairs import sums
 
 from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
+from subfit.fitting.kept_units import low_rank_beside
 from subfit.fitting.one_shot import fit_one_shot
 from subfit.fitting.regression import centre
 from subfit.model.activations import Branch
 from subfit.model.discovery import find_sites
 from subfit.pipeline import compress_model
-from subfit.strategies.bypasses.kept_neurons import KeptNeurons, hidden_layers, low_rank_beside
+from subfit.strategies.bypasses.kept_neurons import KeptNeurons, hidden_layers
 
 DENSE_FFN = [family for family in FAMILIES if family != "mixtral"]
 WIDTH, HIDDEN, OUT = 5, 7, 5
