@@ -37,6 +37,10 @@ DIVIDED = {  # with the weights of the layers divided among the processes, if th
     "sequential, divided": RECIPES["sequential"],
     "neurons, divided": RECIPES["neurons"],
     "neurons at once, divided": {"ffn_bypass": NEURONS},
+    "a prior, divided": {
+        "attention_bypass": {"class_path": "linear", "init_args": {"ridge": 0.1, "prior": "weights"}},
+        "fitting": "sequential",
+    },
     "merged, divided": {
         "scorer": "weight_activation",
         "selector": "contiguous",
