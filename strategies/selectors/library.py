@@ -8,7 +8,7 @@ from subfit.errors import SubFitError
 from subfit.fitting.budget import Budget
 from subfit.fitting.costs import Unit
 from subfit.fitting.integer_programme import Option, cheapest, check_budgets
-from subfit.fitting.trials import Trials
+from subfit.fitting.trials import Trials, check_copying
 from subfit.model.submodules import KINDS, Kind, Site
 from subfit.scorer import Scores
 from subfit.selector import Selector
@@ -32,9 +32,11 @@ class Library(Selector):
         fitted_on: number of calibration windows that the bypasses are fitted on for the trials.
         windows: number of other calibration windows to measure on.
         length: tokens of each, from its beginning.
+        copying: weight of the divergence on as many windows of random tokens, the second half of which repeats the first.
 
     Raises:
-        SubFitError: if there is nothing to choose from, a unit is unknown, or the budgets cannot be met together.
+        SubFitError: if there is nothing to choose from, a unit is unknown, `copying` is negative, or the budgets cannot be
+            met together.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class Library(Selector):
         fitted_on: int = 16,
         windows: int = 8,
         length: int = 256,
+        copying: float = 0.0,
     ) -> None:
         check_subset(windows, length)
         check_subset(fitted_on, length)
+        check_copying(copying, length)
         check_budgets(also or {})
         if not attention and not ffn:
             raise SubFitError("library: there is no bypass to choose from")
@@ -59,6 +63,7 @@ class Library(Selector):
         self.fitted_on = fitted_on
         self.windows = windows
         self.length = length
+        self.copying = copying
 
     def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> dict[Site, Bypass]:
         tokens = calibration.subset(self.fitted_on + self.windows, calibration.tokens.shape[1])
@@ -69,7 +74,7 @@ class Library(Selector):
         for kind in KINDS:
             bypasses = self.ffn if kind == "ffn" else self.attention
             for bypass in bypasses if any(site.kind == kind for site in scores) else ():
-                trials = Trials(fitted, bypass, tokens[measured, : self.length], (kind,))
+                trials = Trials(fitted, bypass, tokens[measured, : self.length], (kind,), self.copying)
                 options += self._options(kind, bypass, scores, budget, trials)
         chosen = cheapest(options, budget, self.also or {}, self.per_type)
         return {option.site: option.bypass for option in chosen if option.bypass is not None}
