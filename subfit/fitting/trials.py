@@ -1,6 +1,7 @@
 """The loss, and the KL divergence from the dense model, with bypasses in the places of some sites on trial."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,19 +18,20 @@ from subfit.model.residual_stream import ResidualStream
 from subfit.model.submodules import KINDS, Kind, Site
 from subfit.progress import Stage
 
+K = TypeVar("K", bound=Hashable)  # what a bypass on trial is called
 
-class Trials:
-    """A bypass for every site, or every one of a kind, fitted on the dense stream, which can be tried in any combination.
+
+class Trials(Generic[K]):
+    """Bypasses that were fitted on the dense stream, and can be tried in any combination, no two of them at one site.
 
     A trial resumes from the stream that enters the first layer of its sites: the layers before it are run once for all
     trials. Results are remembered, for the same search within another budget.
 
     Args:
-        calibration: the model and its calibration tokens, all of which are fitted on.
-        bypass: how every site is bypassed on trial.
+        calibration: the model and its calibration tokens.
+        replacements: the bypasses, switched off, by what they are called: their sites, say.
         tokens: (windows, length), what a trial is measured on: many short windows show more of the data than few long ones.
             The reference's logits are held for them, in the model's data type.
-        kinds: of the sites that a bypass is fitted for.
         copying: adds so many times the same measure on the second halves of as many windows of random tokens, which repeat
             the first halves: what the model loses of copying from the context. The tokens are from the calibration's, and
             always the same.
@@ -41,24 +43,22 @@ class Trials:
     def __init__(
         self,
         calibration: Calibration,
-        bypass: Bypass,
+        replacements: Mapping[K, BypassReplacement],
         tokens: Tensor,
-        kinds: Collection[Kind] = KINDS,
         copying: float = 0.0,
     ):
         check_copying(copying, tokens.shape[1])
-        plan: Plan = {site: bypass for site in calibration.sites if site.kind in kinds}
-        self.replacements = {replacement.site: replacement for replacement in fit_one_shot(calibration, plan)}
+        self.replacements = dict(replacements)
         self.tokens = tokens
         self._windows = [_Windows(calibration, tokens)]
         if copying:
             repeated = repeated_segments(calibration.tokens.unique(), len(tokens), tokens.shape[1], seed=0)
             self._windows.append(_Windows(calibration, repeated, copying, first=-(-tokens.shape[1] // 2)))
-        self._known: dict[tuple[str, frozenset[Site]], float] = {}  # by the measure and all sites that were bypassed
+        self._known: dict[tuple[str, frozenset[K]], float] = {}  # by the measure and all bypasses that were in place
 
     @classmethod
-    def of(cls, calibration: Calibration, bypass: Bypass, windows: int, length: int, copying: float = 0.0) -> "Trials":
-        """Returns trials on so many calibration windows, evenly spaced, each cut to its first `length` tokens.
+    def of(cls, calibration: Calibration, bypass: Bypass, windows: int, length: int, copying: float = 0.0) -> "Trials[Site]":
+        """Returns trials of a bypass at every site, on evenly spaced calibration windows, cut to the first `length` tokens.
 
         They are fitted on first use: a scorer and a selector that ask for the same share them.
 
@@ -67,24 +67,24 @@ class Trials:
         key = (type(bypass), repr(bypass), windows, length, copying)
         if calibration.memory.get(cls, (None,))[0] != key:
             calibration.memory.pop(cls, None)
-            trials = cls(calibration, bypass, calibration.subset(windows, length), copying=copying)
-            calibration.memory[cls] = (key, trials)
+            bypassed = fitted_everywhere(calibration, bypass)
+            calibration.memory[cls] = (key, Trials(calibration, bypassed, calibration.subset(windows, length), copying))
         return calibration.memory[cls][1]
 
     @torch.no_grad()
-    def costs(self, chosen: Collection[Site], pool: Iterable[Collection[Site]], measure: str = "kl") -> list[float]:
-        """Returns the loss or the divergence with the `chosen` sites and one group of the `pool` bypassed, for each group.
+    def costs(self, chosen: Collection[K], pool: Iterable[Collection[K]], measure: str = "kl") -> list[float]:
+        """Returns the loss or the divergence with the `chosen` bypasses and each group of the `pool` in place.
 
         Args:
-            chosen: sites that are bypassed in every trial.
-            pool: groups of further sites; a trial resumes from the first layer of its group.
+            chosen: bypasses that are in place in every trial.
+            pool: groups of further ones; a trial resumes from the first layer of its group.
             measure: `kl`, the divergence from the dense model, or `loss`, that of the next token; in nats, mean over tokens.
         """
         wanted = [(measure, frozenset((*chosen, *group))) for group in pool]
-        added = {t: [self.replacements[s] for s in t[1].difference(chosen)] for t in wanted if t not in self._known}
+        added = {t: [self.replacements[name] for name in t[1].difference(chosen)] for t in wanted if t not in self._known}
         first = {trial: min((r.site.layer for r in replacements), default=0) for trial, replacements in added.items()}
-        for site in chosen:
-            self.replacements[site].on()
+        for name in chosen:
+            self.replacements[name].on()
         try:
             streams = [windows.start() for windows in self._windows]
             with Stage("trying bypasses", len(first), "trials") as progress:
@@ -147,6 +147,14 @@ def _run_to(stream: ResidualStream, layer: int) -> ResidualStream:
     while stream.position < layer:
         stream.step()
     return stream
+
+
+def fitted_everywhere(
+    calibration: Calibration, bypass: Bypass, kinds: Collection[Kind] = KINDS
+) -> dict[Site, BypassReplacement]:
+    """Returns a bypass at every site of some kinds, fitted on all calibration tokens of the dense model, switched off."""
+    plan: Plan = {site: bypass for site in calibration.sites if site.kind in kinds}
+    return {replacement.site: replacement for replacement in fit_one_shot(calibration, plan)}
 
 
 def check_copying(copying: float, length: int) -> None:

@@ -9,13 +9,14 @@ from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
 from subfit.fitting import trials as module
 from subfit.fitting.budget import Budget
-from subfit.fitting.trials import Trials
+from subfit.fitting.trials import Trials, fitted_everywhere
 from subfit.strategies.bypasses.low_rank import LowRank
 
 TRIAL = {"windows": 4, "length": 15}
 USERS = {  # of trials
     "evolutionary": ("selectors", {"generations": 1, "offspring": 1}),
     "greedy": ("selectors", {"rounds": 2}),
+    "greedy_library": ("selectors", {"attention": ["low_rank"], "ffn": ["low_rank"], "fitted_on": 4}),
     "kl": ("scorers", {}),
     "library": ("selectors", {"attention": ["low_rank"], "ffn": ["low_rank"], "fitted_on": 4}),
 }
@@ -43,7 +44,7 @@ def naive(model, tokens, counted, dense):
 @pytest.mark.parametrize("length", [14, 15])
 def test_copying_is_measured_on_the_second_half_of_what_repeats_itself(measure, length):
     data = calibration()
-    trials = Trials(data, LowRank(3), data.subset(4, length), copying=2.5)
+    trials = Trials(data, fitted_everywhere(data, LowRank(3)), data.subset(4, length), copying=2.5)
     text, repeated = (windows._tokens for windows in trials._windows)
     half = (length + 1) // 2
     assert torch.equal(text, trials.tokens) and repeated.shape == text.shape
