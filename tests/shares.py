@@ -39,6 +39,10 @@ DIVIDED = {  # with the weights of the layers divided among the processes, if th
     "neurons at once, divided": {"ffn_bypass": NEURONS},
     "heads, divided": {"attention_bypass": "kept_heads", "fitting": "sequential"},
     "heads at once, divided": {"attention_bypass": "kept_heads"},
+    "a prior, divided": {
+        "attention_bypass": {"class_path": "linear", "init_args": {"ridge": 0.1, "prior": "weights"}},
+        "fitting": "sequential",
+    },
     "merged, divided": {
         "scorer": "weight_activation",
         "selector": "contiguous",

@@ -18,6 +18,7 @@ from subfit.cli.main import main
 from subfit.config import OPTIONS, configuration, resolve
 from subfit.errors import SubFitError
 from subfit.options.sources import Text, presets
+from subfit.strategies.bypasses.linear import Linear
 from subfit.strategies.bypasses.low_rank import LowRank
 from subfit.strategies.bypasses.shared_low_rank import SharedLowRank
 from subfit.strategies.scorers.subfit import SubFit
@@ -70,7 +71,7 @@ def test_a_name_and_its_arguments_in_one_source_are_one_strategy_in_any_order(do
             (tmp_path / "given.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
             (tmp_path / "given.json").write_text(json.dumps(given))
             for source in (given, tmp_path / "given.yaml", str(tmp_path / "given.json")):
-                assert arguments(resolve(source).recipe.ffn_bypass) == ("Linear", {"ridge": 0.5, "reads": "input"})
+                assert arguments(resolve(source).recipe.ffn_bypass) == arguments(Linear(ridge=0.5))
 
 
 def test_arguments_go_to_the_strategy_of_an_earlier_source_and_a_name_begins_anew():
@@ -80,10 +81,11 @@ def test_arguments_go_to_the_strategy_of_an_earlier_source_and_a_name_begins_ane
         "share": 0.1,
         "ridge": 0.25,
         "reads": "input",
+        "prior": "zero",
     }
     assert resolve(first, {"ffn_bypass": {"init_args": {"ridge": 0.25}}}).recipe.ffn_bypass.rank == 3
     assert resolve(first, {"ffn_bypass": {"ridge": 0.25}}).recipe.ffn_bypass.rank == 3
-    assert resolve(first, {"ffn_bypass": "linear"}).recipe.ffn_bypass.arguments() == {"ridge": 1e-4, "reads": "input"}
+    assert arguments(resolve(first, {"ffn_bypass": "linear"}).recipe.ffn_bypass) == arguments(Linear())
     assert resolve(first, {"ffn_bypass": "low_rank"}).recipe.ffn_bypass.arguments()["rank"] == "auto"
     assert resolve({"ffn_bypass": LowRank(rank=3)}, {"ffn_bypass.ridge": 0.25}).recipe.ffn_bypass.arguments()["rank"] == 3
     assert resolve({"attention_bypass.ridge": 0.25}).recipe.attention_bypass.ridge == 0.25  # of the default

@@ -7,7 +7,8 @@ from torch import nn
 from subfit.bypass import Bypass
 from subfit.calibration.moments import Moments
 from subfit.fitting.layers import linear_layer, rank_for
-from subfit.fitting.regression import centre, check_ridge, least_squares, reduced_rank
+from subfit.fitting.priors import check_prior, own_map
+from subfit.fitting.regression import centre, check_ridge, least_squares, reduced_rank, towards
 from subfit.model.activations import Branch
 from subfit.model.submodules import Site
 
@@ -20,8 +21,13 @@ class LowRank(Bypass):
     Args:
         rank: columns of A, or `auto`: as many as `share` allows.
         share: added parameters as a share of the removed ones, for rank `auto`.
-        ridge: penalty on A B, relative to the mean variance of the inputs.
+        ridge: penalty on A B minus its prior, relative to the mean variance of the inputs.
         reads: `input`, the branch's normed input, or `stream`, the residual stream before the norm.
+        prior: what A B is drawn to: `zero`, or `weights`, W_V W_O of an Attention (HARP, arXiv 2507.01900), which is what it
+            computes of a token that attends to itself alone, on any text.
+
+    Raises:
+        SubFitError: if the prior is a map of something else than the bypass reads.
     """
 
     def __init__(
@@ -30,18 +36,23 @@ class LowRank(Bypass):
         share: float = 0.1,
         ridge: float = 1e-4,
         reads: Literal["input", "stream"] = "input",
+        prior: Literal["zero", "weights"] = "zero",
     ) -> None:
         check_ridge(ridge)
+        check_prior(prior, reads)
         self.rank = rank
         self.share = share
         self.ridge = ridge
         self.reads = reads
+        self.prior = prior
 
     def parameters(self, sites: list[Site]) -> int:
         return sum(site.width * (min(2 * self._rank(site), site.width) + 1) for site in sites)
 
     def fit(self, branch: Branch, moments: Moments, shared: None) -> nn.Module:
         c, rank, width = centre(moments), self._rank(branch.site), branch.site.width
+        if self.prior == "weights":
+            c = towards(c, own_map(branch), self.ridge)
         if rank == width:
             weight = least_squares(c, self.ridge)
             return linear_layer(weight, c.mean_y - c.mean_x @ weight)

@@ -7,7 +7,7 @@ from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration, check_subset
 from subfit.errors import SubFitError
 from subfit.fitting.budget import Budget
-from subfit.fitting.trials import Trials
+from subfit.fitting.trials import Trials, check_copying
 from subfit.model.submodules import Site
 from subfit.scorer import Scores
 from subfit.selector import Pool, Selector, pools
@@ -32,10 +32,11 @@ class Evolutionary(Selector):
         measure: `kl`, the divergence from the dense model, or `loss`, that of the next token.
         windows: number of calibration windows to measure on.
         length: tokens of each, from its beginning.
+        copying: weight of the same cost on as many windows of random tokens, the second half of which repeats the first.
         seed: of the mutations; the run's if not given.
 
     Raises:
-        SubFitError: if a number is not positive.
+        SubFitError: if a number is not positive, or `copying` is negative.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class Evolutionary(Selector):
         measure: Literal["kl", "loss"] = "kl",
         windows: int = 8,
         length: int = 256,
+        copying: float = 0.0,
         seed: int | None = None,
     ) -> None:
         check_subset(windows, length)
+        check_copying(copying, length)
         if min(generations, offspring, exchanges) < 1:
             raise SubFitError("evolutionary: generations, offspring and exchanges must be at least 1")
         self.generations = generations
@@ -61,13 +64,14 @@ class Evolutionary(Selector):
         self.measure = measure
         self.windows = windows
         self.length = length
+        self.copying = copying
         self.seed = seed
 
     def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site]:
         generator = Random(self.seed or 0)
         parts = [part for part in pools(scores, self.unit) if part.groups or budget.goal(*part.kinds)]
         best = [frozenset(budget.fill(part.ranked(scores), part.kinds)) for part in parts]
-        measured = Trials.of(calibration, self.bypass, self.windows, self.length)
+        measured = Trials.of(calibration, self.bypass, self.windows, self.length, self.copying)
         for _ in range(self.generations):
             tried = [best] + [self._mutated(best, parts, budget, generator) for _ in range(self.offspring)]
             trials = [[site for chosen in selection for group in chosen for site in group] for selection in tried]

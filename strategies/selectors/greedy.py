@@ -7,7 +7,7 @@ from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration, check_subset
 from subfit.errors import SubFitError
 from subfit.fitting.budget import Budget
-from subfit.fitting.trials import Trials
+from subfit.fitting.trials import Trials, check_copying
 from subfit.model.submodules import Site
 from subfit.scorer import Scores
 from subfit.selector import Pool, Selector, pools
@@ -30,9 +30,10 @@ class Greedy(Selector):
         measure: the cost of a trial: `kl`, the divergence from the dense model, or `loss`, that of the next token.
         windows: number of calibration windows to measure on.
         length: tokens of each, from its beginning.
+        copying: weight of the same cost on as many windows of random tokens, the second half of which repeats the first.
 
     Raises:
-        SubFitError: if there is no round, or the pool is smaller than the budget.
+        SubFitError: if there is no round, the pool is smaller than the budget, or `copying` is negative.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Greedy(Selector):
         measure: Literal["kl", "loss"] = "kl",
         windows: int = 8,
         length: int = 256,
+        copying: float = 0.0,
     ) -> None:
         check_subset(windows, length)
+        check_copying(copying, length)
         if (rounds != "each" and rounds < 1) or pool < 1:
             raise SubFitError(f"greedy: rounds is {rounds} and pool is {pool}; both must be at least 1")
         self.rounds = rounds
@@ -55,6 +58,7 @@ class Greedy(Selector):
         self.measure = measure
         self.windows = windows
         self.length = length
+        self.copying = copying
 
     def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> list[Site]:
         parts, most = [], 1
@@ -74,7 +78,7 @@ class Greedy(Selector):
     def _costs(self, calibration: Calibration, parts: list[Pool], chosen: list[Group]) -> dict[Group, float]:
         """The cost of each group that is not chosen yet, with the chosen ones bypassed."""
         rest = [group for part in parts for group in part.groups if group not in chosen]
-        trials = Trials.of(calibration, self.bypass, self.windows, self.length)
+        trials = Trials.of(calibration, self.bypass, self.windows, self.length, self.copying)
         taken = [site for group in chosen for site in group]
         return dict(zip(rest, trials.costs(taken, rest, self.measure), strict=True))
 

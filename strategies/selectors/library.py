@@ -1,15 +1,12 @@
 """One of several bypasses for each site, or none, under several budgets at once."""
 
-import torch
-
 from subfit.bypass import Bypass
-from subfit.calibration.capture import Calibration, check_subset
-from subfit.errors import SubFitError
+from subfit.calibration.capture import Calibration
 from subfit.fitting.budget import Budget
 from subfit.fitting.costs import Unit
-from subfit.fitting.integer_programme import Option, cheapest, check_budgets
-from subfit.fitting.trials import Trials
-from subfit.model.submodules import KINDS, Kind, Site
+from subfit.fitting.integer_programme import cheapest, check_budgets
+from subfit.fitting.library import BypassLibrary
+from subfit.model.submodules import Site
 from subfit.scorer import Scores
 from subfit.selector import Selector
 from subfit.strategies.bypasses.kept_neurons import KeptNeurons
@@ -32,9 +29,11 @@ class Library(Selector):
         fitted_on: number of calibration windows that the bypasses are fitted on for the trials.
         windows: number of other calibration windows to measure on.
         length: tokens of each, from its beginning.
+        copying: weight of the divergence on as many windows of random tokens, the second half of which repeats the first.
 
     Raises:
-        SubFitError: if there is nothing to choose from, a unit is unknown, or the budgets cannot be met together.
+        SubFitError: if there is nothing to choose from, a unit is unknown, `copying` is negative, or the budgets cannot be
+            met together.
     """
 
     def __init__(
@@ -46,37 +45,14 @@ class Library(Selector):
         fitted_on: int = 16,
         windows: int = 8,
         length: int = 256,
+        copying: float = 0.0,
     ) -> None:
-        check_subset(windows, length)
-        check_subset(fitted_on, length)
         check_budgets(also or {})
-        if not attention and not ffn:
-            raise SubFitError("library: there is no bypass to choose from")
-        self.attention = attention
-        self.ffn = ffn
+        self.library = BypassLibrary(attention, ffn, fitted_on, windows, length, copying)
         self.also = also
         self.per_type = per_type
-        self.fitted_on = fitted_on
-        self.windows = windows
-        self.length = length
 
     def select(self, scores: Scores, budget: Budget, calibration: Calibration) -> dict[Site, Bypass]:
-        tokens = calibration.subset(self.fitted_on + self.windows, calibration.tokens.shape[1])
-        every = max(len(tokens) // self.windows, 2)
-        measured = torch.arange(len(tokens)) % every == 0
-        fitted = Calibration(calibration.model, tokens[~measured], calibration.batch_size)
-        options = list[Option]()
-        for kind in KINDS:
-            bypasses = self.ffn if kind == "ffn" else self.attention
-            for bypass in bypasses if any(site.kind == kind for site in scores) else ():
-                trials = Trials(fitted, bypass, tokens[measured, : self.length], (kind,))
-                options += self._options(kind, bypass, scores, budget, trials)
-        chosen = cheapest(options, budget, self.also or {}, self.per_type)
+        options, _ = self.library.tried(scores, budget, calibration)
+        chosen = cheapest(list(options.values()), budget, self.also or {}, self.per_type)
         return {option.site: option.bypass for option in chosen if option.bypass is not None}
-
-    def _options(self, kind: Kind, bypass: Bypass, scores: Scores, budget: Budget, trials: Trials) -> list[Option]:
-        """A bypass at each site of a kind, with what it costs there."""
-        sites = [site for site in scores if site.kind == kind]
-        costs = trials.costs((), [[site] for site in sites])
-        own = budget.with_substitutes({kind: bypass})
-        return [Option(site, cost, own, bypass) for site, cost in zip(sites, costs, strict=True)]

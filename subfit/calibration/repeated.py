@@ -16,8 +16,15 @@ def repeated_windows(model: Any, tokenizer: Any, count: int, length: int, seed: 
     known = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
     ordinary = torch.tensor([token for token in range(known) if token not in special])
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    half = -(-(length - len(start)) // 2)
-    generator = torch.Generator().manual_seed(seed)
-    segment = ordinary[torch.randint(len(ordinary), (count, half), generator=generator)]
     first = torch.tensor([start] * count, dtype=torch.long).view(count, len(start))
-    return torch.cat([first, segment, segment], 1)[:, :length]
+    return torch.cat([first, repeated_segments(ordinary, count, length - len(start), seed)], 1)
+
+
+def repeated_segments(vocabulary: Tensor, count: int, length: int, seed: int) -> Tensor:
+    """Returns windows of random tokens of a vocabulary (tokens), whose second half repeats the first, (count, length).
+
+    Of an odd length, the second half is the shorter one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    segment = vocabulary[torch.randint(len(vocabulary), (count, -(-length // 2)), generator=generator)]
+    return torch.cat([segment, segment], 1)[:, :length]

@@ -51,10 +51,10 @@ def cheapest(options: Sequence[Option], budget: Budget, also: Mapping[Unit, floa
     """
     constraints = [_at_most_one(options)]
     for kinds in [(kind,) for kind in KINDS] if per_type else [KINDS]:
-        saved = [gain if option.site.kind in kinds else 0.0 for option, gain in zip(options, _gains(options), strict=True)]
+        saved = [gain if option.site.kind in kinds else 0.0 for option, gain in zip(options, gains(options), strict=True)]
         constraints.append(_at_least(saved, budget.goal(*kinds)))
     for unit, share in also.items():
-        constraints.append(_at_least(_gains(options, unit), budget.goal(sparsity=share, unit=unit)))
+        constraints.append(_at_least(gains(options, unit), budget.goal(sparsity=share, unit=unit)))
     cost = np.array([option.cost for option in options])
     scale = np.abs(cost).max() or 1.0
     exact = {"mip_rel_gap": 0.0}  # by default it stops within 0.01 % of the optimum
@@ -65,8 +65,8 @@ def cheapest(options: Sequence[Option], budget: Budget, also: Mapping[Unit, floa
     return [option for option, chosen in zip(options, found.x, strict=True) if chosen > 0.5]
 
 
-def _gains(options: Sequence[Option], unit: Unit | None = None) -> list[float]:
-    """What each option saves, in a unit, by default the budget's."""
+def gains(options: Sequence[Option], unit: Unit | None = None) -> list[float]:
+    """Returns what each option saves, in a unit, by default the budget's."""
     budgets = {id(option.budget): option.budget for option in options}
     savings = {key: budget.savings(unit) for key, budget in budgets.items()}
     return [savings[id(option.budget)][option.site] for option in options]

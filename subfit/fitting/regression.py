@@ -59,8 +59,28 @@ def ridged(xx: Tensor, ridge: float) -> Tensor:
     Raises:
         SubFitError: if the ridge is negative.
     """
+    return xx + _penalty(xx, ridge) * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
+
+
+def towards(c: Centred, prior: Tensor, ridge: float) -> Centred:
+    """Returns what makes `least_squares` and `reduced_rank`, with the same ridge, penalise W - prior instead of W.
+
+    penalty * |W - prior|^2 is penalty * |W|^2 - 2 penalty * <W, prior> and a constant: in the metric of the ridged inputs,
+    it adds penalty * prior to the covariance of inputs with targets. A ridge of 0 leaves nothing of the prior.
+
+    Args:
+        prior: (f, d).
+
+    Raises:
+        SubFitError: if the ridge is negative.
+    """
+    return replace(c, xy=c.xy + _penalty(c.xx, ridge) * prior)
+
+
+def _penalty(xx: Tensor, ridge: float) -> Tensor:
+    """The factor of |W|^2 in the loss, ()."""
     check_ridge(ridge)
-    return xx + ridge * xx.diagonal().mean() * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
+    return ridge * xx.diagonal().mean()
 
 
 def check_ridge(ridge: float) -> None:

@@ -185,7 +185,7 @@ def test_list(capsys):
     assert set(found) == {"scorers", "selectors", "bypasses", "presets"}
     low_rank = next(entry for entry in found["bypasses"] if entry["name"] == "low_rank")
     ridge = next(option for option in low_rank["options"] if option["name"] == "ridge")
-    assert low_rank["papers"] == ["2606.02559"] and (ridge["type"], ridge["default"]) == ("float", "0.0001")
+    assert low_rank["papers"] == ["2606.02559", "2507.01900"] and (ridge["type"], ridge["default"]) == ("float", "0.0001")
     strategies = [entry for kind in ("scorers", "selectors", "bypasses") for entry in found[kind]]
     assert all(entry["description"] and entry["documentation"] for entry in strategies)
     assert all(option["description"] for entry in strategies for option in entry["options"])
@@ -333,7 +333,7 @@ def test_a_strategys_name_and_arguments_in_any_order(capsys):
     for given in ([*named, *with_ridge], [*with_ridge, *named], ["--ffn_bypass.init_args.ridge", "5e-1", *named]):
         assert main(["compress", "--config", "subfit", *given, "--print_config"]) == 0
         read = yaml.safe_load(capsys.readouterr().out)
-        assert read["ffn_bypass"] == {"class_path": "linear", "init_args": {"ridge": 0.5, "reads": "input"}}
+        assert read["ffn_bypass"] == {"class_path": "linear", "init_args": {"ridge": 0.5, "reads": "input", "prior": "zero"}}
     options = ["--sparsity", "0.5", "--finetune", "{trainer: {max_steps: 7}}", "--finetune.batch_size", "3"]
     assert main(["compress", *options, "--config", "best", "--print_config"]) == 0  # options win over files
     read = yaml.safe_load(capsys.readouterr().out)

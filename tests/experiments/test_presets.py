@@ -58,4 +58,4 @@ def test_a_strategy_within_a_strategy_on_the_command_line(capsys):
     nested = "{class_path: linear, init_args: {ridge: 0.5}}"
     assert main(["compress", "--scorer", "kl", "--scorer.bypass", nested, "--print_config"]) == 0
     read = yaml.safe_load(capsys.readouterr().out)
-    assert read["scorer"]["init_args"]["bypass"] == {"class_path": "linear", "init_args": {"ridge": 0.5, "reads": "input"}}
+    assert read["scorer"]["init_args"]["bypass"]["init_args"] == {"ridge": 0.5, "reads": "input", "prior": "zero"}

@@ -36,6 +36,11 @@ def both(bypass: str, fitting: str = "one_shot", **options) -> dict:
     return {"attention_bypass": made, "ffn_bypass": made, "fitting": fitting}
 
 
+def attention(bypass: str, fitting: str = "one_shot", **options) -> dict:
+    """The options of a run with a bypass of Attentions alone."""
+    return {"ffn_bypass": "linear", "attention_bypass": {"class_path": bypass, "init_args": options}, "fitting": fitting}
+
+
 def ffn(bypass: str, fitting: str = "one_shot", **options) -> dict:
     """The options of a run with a bypass of FeedForwards alone."""
     return {"attention_bypass": "linear", "ffn_bypass": {"class_path": bypass, "init_args": options}, "fitting": fitting}
@@ -62,9 +67,13 @@ CASES = {
         },
     ],
     "kept_neurons": [ffn("kept_neurons", share=0.3), ffn("kept_neurons", "sequential", neurons=1.0, share=0.2)],
-    "linear": [both("linear"), both("linear", "sequential", reads="stream")],
+    "linear": [both("linear"), both("linear", "sequential", reads="stream"), attention("linear", prior="weights")],
     "linear_patch": [both("linear_patch"), at_cut("linear_patch")],
-    "low_rank": [both("low_rank", rank=3), both("low_rank", share=0.9)],
+    "low_rank": [
+        both("low_rank", rank=3),
+        both("low_rank", share=0.9),
+        attention("low_rank", "sequential", prior="weights"),
+    ],
     "low_rank_diagonal": [both("low_rank_diagonal"), both("low_rank_diagonal", "sequential", rank=2, reads="stream")],
     "mean": [both("mean"), both("mean", "sequential")],
     "mlp": [both("mlp", steps=10), both("mlp", "sequential", activation="gelu", hidden=6, steps=10)],

@@ -12,7 +12,7 @@ from subfit.calibration.capture import Calibration
 from subfit.errors import SubFitError
 from subfit.fitting.budget import Budget
 from subfit.fitting.costs import UNITS, site_costs
-from subfit.fitting.trials import Trials
+from subfit.fitting.trials import Trials, fitted_everywhere
 from subfit.model.residual_stream import ResidualStream
 from subfit.pipeline import compress_model
 
@@ -24,6 +24,7 @@ OPTIONS = {  # one entry for every selector
     "given": {"sites": ["attention.1", "attention.2", "ffn.1", "ffn.2"]},
     "global_ranking": {},
     "greedy": {"rounds": 2, **TRIAL},
+    "greedy_library": {"attention": ["low_rank"], "ffn": ["low_rank"], "fitted_on": 4, **TRIAL},
     "integer_programme": {},
     "library": {"attention": ["low_rank"], "ffn": ["low_rank"], "fitted_on": 4, **TRIAL},
     "per_type": {},
@@ -152,6 +153,7 @@ def test_a_library_is_optimal_against_brute_force(per_type, calibration, scores)
     """What each choice costs is measured here by itself; each site has one of two bypasses, or stays."""
     own = {"attention": ["low_rank", "mean"], "ffn": [{"class_path": "kept_neurons", "init_args": {"share": 0.5}}, "mean"]}
     made = selector("library", **own, per_type=per_type)
+    library = made.library
     budget = budget_of(calibration, 0.3, "parameters")
     chosen = made.select(dict(list(scores.items())[2:]), budget, calibration)  # those of layer 0 are protected
     sites = list(scores)[2:]
@@ -159,8 +161,8 @@ def test_a_library_is_optimal_against_brute_force(per_type, calibration, scores)
     fitted = Calibration(calibration.model, windows[[1, 3, 5, 7]], 4)
     ways: dict[str, list] = {}
     for kind in KINDS:
-        for bypass in getattr(made, kind):
-            trials = Trials(fitted, bypass, windows[[0, 2, 4, 6], :16], (kind,))
+        for bypass in getattr(library, kind):
+            trials = Trials(fitted, fitted_everywhere(fitted, bypass, (kind,)), windows[[0, 2, 4, 6], :16])
             saved = Budget(calibration, {kind: bypass}, 0.3, "parameters").savings()
             for site in (site for site in sites if site.kind == kind):
                 ways.setdefault(site.name, [(0.0, 0.0)]).append((saved[site], trials.costs((), [[site]])[0]))
@@ -170,15 +172,16 @@ def test_a_library_is_optimal_against_brute_force(per_type, calibration, scores)
         return all(parts[k] >= budget.goal(k) for k in KINDS) if per_type else sum(parts.values()) >= budget.goal()
 
     best = min(filter(goals_met, product(*(ways[site.name] for site in sites))), key=lambda c: sum(w[1] for w in c))
-    positions = {site: 1 + getattr(made, site.kind).index(bypass) for site, bypass in chosen.items()}
+    positions = {site: 1 + getattr(library, site.kind).index(bypass) for site, bypass in chosen.items()}
     found = tuple(ways[site.name][positions.get(site, 0)] for site in sites)
     assert goals_met(found) and sum(w[1] for w in found) == pytest.approx(sum(w[1] for w in best), rel=1e-6)
 
 
-def test_what_a_library_chooses_is_what_is_put_in():
+@pytest.mark.parametrize("name", ["library", "greedy_library"])
+def test_what_a_library_chooses_is_what_is_put_in(name):
     model = tiny_model()
     own = {"attention": [], "ffn": ["mean"], "fitted_on": 4, **TRIAL}
-    made = recipe(selector=selector("library", **own), budget="parameters", sparsity=0.2, fitting="sequential")
+    made = recipe(selector=selector(name, **own), budget="parameters", sparsity=0.2, fitting="sequential")
     result = compress_model(model, tiny_tokens(), made)
     assert result.record["selected"] and all(name.startswith("ffn") for name in result.record["selected"])
     assert result.record["size"]["added_parameters"] == 32 * len(result.record["selected"])
@@ -251,7 +254,8 @@ def test_contiguous_by_scores_and_without_a_run(calibration, scores):
 def test_greedy_without_bypasses_equals_a_naive_search(unit, measure, calibration, scores):
     """SLEB and BlockPruner: each time, drop what costs least given what was dropped before."""
     drop = {"bypass": "identity", "rounds": "each", "pool": 2.0, "unit": unit, "measure": measure, **TRIAL}
-    trials = Trials(calibration, registry.make("bypasses", "identity"), calibration.subset(4, 16))
+    bypassed = fitted_everywhere(calibration, registry.make("bypasses", "identity"))
+    trials = Trials(calibration, bypassed, calibration.subset(4, 16))
 
     def cost(chosen):
         return trials.costs((), [chosen], measure)[0]
@@ -274,12 +278,77 @@ def test_greedy_without_bypasses_equals_a_naive_search(unit, measure, calibratio
     assert names(found) == names(chosen)
 
 
+def low_rank_trials(calibration):
+    bypassed = fitted_everywhere(calibration, registry.make("bypasses", "low_rank"))
+    return Trials(calibration, bypassed, calibration.subset(4, 16))
+
+
 def test_a_search_never_ends_worse_than_the_lowest_scores(calibration, scores):
-    trials = Trials(calibration, registry.make("bypasses", "low_rank"), calibration.subset(4, 16))
+    trials = low_rank_trials(calibration)
     start = selector("per_type").select(scores, budget_of(calibration), calibration)
     found = selector("evolutionary", generations=8).select(scores, budget_of(calibration), calibration)
     before, after = trials.costs((), [start, found])
     assert after < before
+
+
+LIBRARY = {"attention": ["low_rank", "mean"], "ffn": [{"class_path": "kept_neurons", "init_args": {"share": 0.5}}, "mean"]}
+
+
+def test_a_greedy_library_equals_a_naive_search(calibration, scores):
+    """Each time, what raises the divergence of whole runs least for each parameter that is saved and still missing."""
+    made = selector("greedy_library", **LIBRARY, pool=4.0)
+    budget = budget_of(calibration, 0.4, "parameters")
+    found = made.select(scores, budget, calibration)
+    ways, trials = made.library.tried(scores, budget, calibration)
+    with torch.no_grad():
+        dense = calibration.model(trials.tokens).logits[:, :-1].double().log_softmax(-1)
+
+    @torch.no_grad()
+    def divergence(chosen):
+        for way in chosen:
+            trials.replacements[way].on()
+        other = calibration.model(trials.tokens).logits[:, :-1].double().log_softmax(-1)
+        for way in chosen:
+            trials.replacements[way].off()
+        return float((dense.exp() * (dense - other)).sum(-1).mean())
+
+    chosen: list = []
+    missing = 0.4 * sum(site.parameters for site in calibration.sites)
+    while missing > 0:
+
+        def price(way, missing=missing):
+            saved = way[0].parameters - way[1].parameters([way[0]])
+            return (divergence([*chosen, way]) - divergence(chosen)) / min(saved, missing)
+
+        chosen.append(min((way for way in ways if way[0] not in dict(chosen)), key=price))
+        missing -= chosen[-1][0].parameters - chosen[-1][1].parameters([chosen[-1][0]])
+    assert found == dict(chosen) and len(found) > 2
+
+
+@pytest.mark.parametrize("rounds", ["each", 1, 2])
+@pytest.mark.parametrize("pool", [1.0, 2.0])
+def test_a_greedy_library_reaches_what_can_be_reached(rounds, pool, calibration, scores):
+    """Only the smaller bypass in every FeedForward saves enough, however much less the larger one loses."""
+    larger = {"class_path": "kept_neurons", "init_args": {"share": 0.9}}
+    made = selector("greedy_library", attention=[], ffn=[larger, "mean"], rounds=rounds, pool=pool)
+    found = made.select(scores, budget_of(calibration, 0.58, "parameters"), calibration)
+    assert [(site.kind, type(bypass).__name__) for site, bypass in found.items()] == [("ffn", "Mean")] * 4
+    with pytest.raises(SubFitError, match="1.997e.04 parameters are to be saved, and the bypasses .* save 1.83e.04 at most"):
+        made.select(scores, budget_of(calibration, 0.65, "parameters"), calibration)
+    assert made.select(scores, budget_of(calibration, 0.0, "parameters"), calibration) == {}
+
+
+def test_a_small_pool_and_few_rounds_take_fewer_trials(calibration, scores, monkeypatch):
+    measured, measure = [], Trials._measure
+    monkeypatch.setattr(Trials, "_measure", lambda *given: measured.append(given) or measure(*given))
+    numbers = []
+    for options in ({"pool": 4.0}, {"pool": 1.0}, {"rounds": 2}, {"rounds": 1}):
+        measured.clear()
+        selector("greedy_library", **LIBRARY, **options).select(
+            scores, budget_of(calibration, 0.4, "parameters"), calibration
+        )
+        numbers.append(len(measured))
+    assert numbers[0] > numbers[1] > numbers[3] and numbers[0] > numbers[2] > numbers[3] == 16  # each bypass alone
 
 
 @pytest.mark.parametrize("name", ["greedy", "evolutionary"])
@@ -306,7 +375,7 @@ def test_a_search_within_another_budget_repeats_no_trial(name, scores, monkeypat
 
 
 def test_trials_of_groups_equal_a_full_run(calibration, scores):
-    trials = Trials(calibration, registry.make("bypasses", "low_rank"), calibration.subset(4, 16))
+    trials = low_rank_trials(calibration)
     sites = calibration.sites
     groups = [[sites[6], sites[1]], [sites[3]], []]
     found = trials.costs([sites[4]], groups)
@@ -329,6 +398,9 @@ def test_trials_of_groups_equal_a_full_run(calibration, scores):
         ("global_ranking", {"ffn_weight": 0.0}, "both must be positive"),
         ("integer_programme", {"also": {"bytes": 0.5}}, "units are submodules, parameters"),
         ("library", {"attention": [], "ffn": []}, "no bypass to choose from"),
+        ("greedy_library", {"attention": [], "ffn": []}, "no bypass to choose from"),
+        ("greedy_library", {"pool": 0.5}, "both must be at least 1"),
+        ("greedy_library", {"attention": []}, "4 submodules are to be saved, and .* save 3 at most"),
         ("integer_programme", {"also": {"kv_bytes": 0.99}}, "cannot be met together"),
         ("given", {"sites": ["ffn.9"]}, "no site that may be replaced is called 'ffn.9'"),
     ],
