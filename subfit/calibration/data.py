@@ -118,8 +118,7 @@ def _read(
     """Windows of one source, and further ones, on which the first do not depend, (count + further, length)."""
     if source == "self":
         draws = [(count, seed), (further, further_seed(seed))]  # apart: a window depends on its batch by rounding
-        prompts = data.beginnings()
-        return torch.cat([sample(model, tokenizer, windows, length, own, prompts) for windows, own in draws if windows])
+        return torch.cat([sample(model, tokenizer, size, length, own, data.prompts) for size, own in draws if size])
     if source == "repeated":
         return repeated_windows(model, tokenizer, count + further, length, seed)
     where = " + ".join(data.path) if source == "text" else f"{data.dataset} ({data.split})"

@@ -11,11 +11,6 @@ from subfit.errors import SubFitError, shown
 from subfit.options.typed import check_fields
 
 SOURCES = ("self", "text", "hub", "repeated", "given")
-OPENINGS = (  # of prose, of explanations and of code, well mixed, so that few windows have some of each
-    *("He", "def", "The", '"I', "How to", "She", "In", "It was", "import", "They", "Question:", "When", "My", "This"),
-    *("#include", "Once upon a time", "I", "What is", "class", "There", "You", '"What', "1.", "At first", "For", "His"),
-    *("<html>", "If", "Then", "Dear", "A", "We"),
-)
 LARGEST_SEED = (1 << 31) - 1  # of a calibration; others are larger, within the 32 bits that torch uses
 
 
@@ -41,8 +36,8 @@ class Data:
         sampling: which windows: the `first` ones, where later files are read only if the earlier ones are too short, or
             `random` ones, drawn by the run's seed. Of files, all of the text is then read, and each of its windows is
             equally likely; of a data set, which may be too large for that, the rows are shuffled in a buffer of 10,000.
-        prompts: how windows that are sampled from the model begin, which take them in turn; `[]` for nothing. By default
-            they are beginnings of prose, of explanations and of code.
+        prompts: how windows that are sampled from the model begin, which take them in turn; if there are none, with the
+            begin-of-text token.
 
     Raises:
         SubFitError: if a value is not of its type, a source is unknown or named twice, what it needs is not given, or there
@@ -58,7 +53,7 @@ class Data:
     windows: int = 64
     length: int = 512
     sampling: Literal["first", "random"] = "first"
-    prompts: list[str] | None = None
+    prompts: list[str] = field(default_factory=list)
 
     FEWEST = 1  # windows; not an option
 
@@ -72,10 +67,6 @@ class Data:
             fewest = f"at least {self.FEWEST} window of 2 tokens is needed"
             raise SubFitError(f"{self.windows} windows of {self.length} tokens: {fewest}")
         self.weights()
-
-    def beginnings(self) -> Sequence[str]:
-        """Returns how windows that are sampled from the model begin."""
-        return OPENINGS if self.prompts is None else self.prompts
 
     def sources(self) -> list[str]:
         """Returns the sources that are mixed."""

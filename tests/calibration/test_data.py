@@ -6,7 +6,7 @@ from conftest import tiny_model, tiny_tokenizer
 
 from subfit.calibration import text as reading
 from subfit.calibration.data import read_tokens
-from subfit.calibration.settings import OPENINGS, Data, EvaluationData, evaluation_seed
+from subfit.calibration.settings import Data, EvaluationData, evaluation_seed
 from subfit.errors import SubFitError
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
@@ -39,14 +39,12 @@ def test_rows_of_json_lines_and_parquet_are_joined_by_blank_lines(files):
     assert tiny_tokenizer().decode(both[0].flatten()).replace(" ", "").startswith("row0" * 9)
 
 
-def test_sampled_windows_begin_as_the_prompts_say_and_otherwise_in_many_ways():
+def test_sampled_windows_begin_as_the_prompts_say():
     tokens, _, further = read_tokens(
         Data(prompts=["fox", "dog"], windows=2, length=16), tiny_model(), tiny_tokenizer(), 0, 0, 2
     )
     words = ["".join(tiny_tokenizer().decode(window).split())[:3] for window in torch.cat([tokens, further])]
     assert words == ["fox", "dog"] * 2
-    many = cut(Data(windows=len(OPENINGS), length=16))[0]
-    assert len({tuple(window[:2].tolist()) for window in many}) > len(OPENINGS) / 2
 
 
 def test_a_source_whose_share_is_no_window_is_not_read(files):
@@ -125,7 +123,7 @@ def test_sampled_texts_to_evaluate_on_are_never_those_of_a_calibration_nor_each_
 
 
 def test_sources_are_mixed_in_equal_shares(files):
-    mixed = Data(source="text+self", path=str(files / "a.txt"), windows=5, length=16, prompts=[])
+    mixed = Data(source="text+self", path=str(files / "a.txt"), windows=5, length=16)
     tokens, rest = cut(mixed, held_out=2)
     text, _ = cut(Data(path=str(files / "a.txt"), windows=4, length=16))
     assert torch.equal(tokens[:3], text[:3]) and torch.equal(rest[:1], text[3:])
@@ -168,7 +166,7 @@ def test_bad_input_is_one_clear_error(files, given, message):
 
 
 def test_sources_are_mixed_by_their_weights(files):
-    mixed = Data(source="text:2+self:1+repeated", path=str(files / "a.txt"), windows=9, length=17, prompts=[])
+    mixed = Data(source="text:2+self:1+repeated", path=str(files / "a.txt"), windows=9, length=17)
     tokens, rest = cut(mixed, held_out=3)
     text, _ = cut(Data(path=str(files / "a.txt"), windows=7, length=17))
     assert tokens.shape == (9, 17) and rest.shape == (3, 17)
@@ -222,7 +220,7 @@ def test_further_windows_are_others_of_the_same_sources_and_change_nothing(sourc
     given = {"hub": {"dataset": "somebody/rows"}, "text": {"path": str(tmp_path / "rows.jsonl")}}.get(
         source[:4].strip(":"), {}
     )
-    data = Data(source=source, **given, windows=8, length=16, sampling=sampling, prompts=[])
+    data = Data(source=source, **given, windows=8, length=16, sampling=sampling)
     held_out = 0 if source == "repeated" else 4
     some, more = (read_tokens(data, tiny_model(), tiny_tokenizer(), 0, held_out, further) for further in (0, 20))
     assert torch.equal(some[0], more[0]) and torch.equal(some[1], more[1]) and some[2].shape == (0, 16)
@@ -246,7 +244,7 @@ def test_further_windows_of_a_random_draw_are_drawn_from_all_that_it_leaves(tmp_
 
 def test_a_text_that_is_too_short_is_known_before_anything_is_sampled(files, monkeypatch):
     monkeypatch.setattr("subfit.calibration.data.sample", None)
-    data = Data(source="self+text", path=str(files / "a.txt"), windows=8, length=16, prompts=[])
+    data = Data(source="self+text", path=str(files / "a.txt"), windows=8, length=16)
     with pytest.raises(SubFitError, match="a.txt holds 728 tokens, 45 windows of 16 .equal ones once.; 104 windows were"):
         read_tokens(data, tiny_model(), tiny_tokenizer(), 0, further=200)
 
