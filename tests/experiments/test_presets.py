@@ -23,7 +23,8 @@ def test_every_preset_compresses_a_model_as_far_as_it_says(path):
     if path.parent.name == "baselines":
         assert text.startswith("# ") and "arXiv " in text and "# Departs: " in text or "llm_drop" in path.name
     model = tiny_model(num_hidden_layers=8)
-    result = compress_model(model, tiny_tokens(24, 24), options, evaluation=tiny_tokens(4, seed=1))
+    training = tiny_tokens(24, seed=2) if options.training_windows else None
+    result = compress_model(model, tiny_tokens(24, 24), options, evaluation=tiny_tokens(4, seed=1), training=training)
     record = result.record
     if options.budget == "submodules":
         assert len(record["selected"]) == 4
