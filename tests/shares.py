@@ -37,7 +37,10 @@ DIVIDED = {  # with the weights of the layers divided among the processes, if th
     "sequential, divided": RECIPES["sequential"],
     "neurons, divided": RECIPES["neurons"],
     "neurons at once, divided": {"ffn_bypass": NEURONS},
-    "heads, divided": {"attention_bypass": "kept_heads", "fitting": "sequential"},
+    "heads, divided": {  # without the low-rank map, whose factors may have other signs
+        "attention_bypass": {"class_path": "kept_heads", "init_args": {"share": 0.0}},
+        "fitting": "sequential",
+    },
     "heads at once, divided": {"attention_bypass": "kept_heads"},
     "a prior, divided": {
         "attention_bypass": {"class_path": "linear", "init_args": {"ridge": 0.1, "prior": "weights"}},
