@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # on models as small as these, a second thread costs more than it gains
+os.environ["OMP_NUM_THREADS"] = "1"  # whatever it was: a process that has threads of OpenMP's cannot be forked, and tests fork
 
 import forked
 import pytest
