@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["OMP_NUM_THREADS"] = "1"  # whatever it was: a process that has threads of OpenMP's cannot be forked, and tests fork
+os.environ["OMP_NUM_THREADS"] = "1"  # always: what has threads of OpenMP's cannot be forked, and tests fork
 
 import forked
 import pytest
