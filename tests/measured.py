@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from subfit.ablation.measures import label, net_parameters
+from subfit.ablation.replicates import merge_seeds
 from subfit.ablation.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,11 @@ PLAIN = [
 ]
 
 
+def merged_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a study, those that differ in their seed alone as one, as a report has them."""
+    return merge_seeds(list(read_rows(folder).values()))
+
+
 class Measured:
     """What was measured in a row.
 
@@ -72,7 +78,7 @@ class Study:
     """The rows of a study, found by their labels."""
 
     def __init__(self, folder: Path):
-        self.rows = list(read_rows(folder).values())
+        self.rows = merged_rows(folder)
 
     def __call__(self, *labels: str | float) -> Measured:
         rows = self.rows

@@ -9,10 +9,9 @@ import json
 import re
 from pathlib import Path
 
-from measured import RESULTS, ROOT
+from measured import RESULTS, ROOT, merged_rows
 
 from subfit.ablation.measures import axis_label, varying
-from subfit.ablation.rows import read_rows
 from subfit.ablation.table import columns_of, markdown
 
 PAGES = sorted(RESULTS.glob("**/README.md"))
@@ -36,13 +35,13 @@ def _table(folder: Path, chosen: str) -> str:
 
 def whole(folder: Path) -> str:
     """The whole table of an ablation, as its report has it."""
-    rows = list(read_rows(folder).values())
+    rows = merged_rows(folder)
     return markdown(columns_of(rows, varying(rows, list(rows[0]["values"]))), rows)
 
 
 def study(folder: Path, chosen: str) -> str:
     """The table of an ablation, or of its rows with one value of an axis."""
-    rows = list(read_rows(folder).values())
+    rows = merged_rows(folder)
     axes = varying(rows, list(rows[0]["values"]))
     axis, _, value = chosen.partition("=")
     rows = [row for row in rows if not axis or axis_label(row, axis) == value]

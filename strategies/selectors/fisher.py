@@ -10,6 +10,7 @@ from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration, check_subset
 from subfit.calibration.gradients import gradients_at_sites
 from subfit.calibration.moments import Moments
+from subfit.calibration.sampling import draw
 from subfit.errors import SubFitError
 from subfit.fitting.budget import ROUNDING, Budget
 from subfit.fitting.layers import before_output_norm, linear_layer, output_norm_of
@@ -132,14 +133,14 @@ def measure(calibration: Calibration, sites: list[Site], tokens: Tensor, seed: i
     generator = torch.Generator(tokens.device).manual_seed(seed)
 
     def loss(logits: Tensor, window: Tensor) -> Tensor:
-        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-        return torch.nn.functional.cross_entropy(logits, drawn, reduction="sum")
+        numbers = torch.rand(len(logits), dtype=torch.float64, device=logits.device, generator=generator)
+        return torch.nn.functional.cross_entropy(logits, draw(logits.detach(), numbers), reduction="sum")
 
     sums = {site: torch.zeros(4, site.hidden, dtype=torch.float64, device=tokens.device) for site in sites}
     with Stage("importance of neurons", len(tokens), "windows") as progress:
         for passed in gradients_at_sites(calibration.model, sites, tokens, loss, "hidden"):
             for site, (seen, gradient) in zip(sites, passed, strict=True):
-                z, g = (part.detach().flatten(0, -2).double() for part in (seen.hidden, gradient))
+                z, g = (part.detach().flatten(0, -2).float() for part in (seen.hidden, gradient))
                 a = g * g
                 sums[site] += torch.stack([part.sum(0) for part in (z, a, z * a, z * z * a)])
             progress.advance()
