@@ -14,6 +14,7 @@ row, or how they begin, it returns what was measured there, see `Measured`. A be
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,15 +59,18 @@ def merged_rows(folder: Path) -> list[dict[str, Any]]:
 class Measured:
     """What was measured in a row.
 
-    Attributes: the perplexity ratio by the name of each text; `agreement`; `kl` in nats; `net`, the parameters removed, less
-    `added`, those of the bypasses; `cache`, the share of the key-value cache that is left; `retained` and `above_chance`,
-    shares of the dense model's accuracy; `seconds` by stage; and `row`, the whole.
+    Attributes: the perplexity ratio by the name of each text; `by_seed`, the same of each seed, where there are several;
+    `agreement`; `kl` in nats; `net`, the parameters removed, less `added`, those of the bypasses; `cache`, the share of the
+    key-value cache that is left; `retained` and `above_chance`, shares of the dense model's accuracy; `seconds` by stage;
+    and `row`, the whole.
     """
 
     def __init__(self, row: dict[str, Any]):
         first, size = next(iter(row["texts"].values())), row["size"]
         vars(self).update({name: text["perplexity_ratio"] for name, text in row["texts"].items()})
         self.agreement, self.kl = first["agreement"], first["kl"]
+        logs = {name: text.get("log_ratios", {}) for name, text in row["texts"].items()}
+        self.by_seed = {name: [math.exp(log) for log in found.values()] for name, found in logs.items()}
         self.net, self.added = net_parameters(row), size["added_parameters"]
         self.cache = size["after"]["kv_bytes_per_token"] / size["before"]["kv_bytes_per_token"]
         tasks = row.get("tasks_mean", {})
