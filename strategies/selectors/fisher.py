@@ -51,7 +51,7 @@ class Fisher(Selector):
     """
 
     def __init__(
-        self, windows: int = 16, length: int = 512, ridge: float = 0.5, least: float = 0.05, seed: int | None = None
+        self, windows: int = 64, length: int = 256, ridge: float = 0.5, least: float = 0.05, seed: int | None = None
     ) -> None:
         check_subset(windows, length)
         check_ridge(ridge)
