@@ -120,7 +120,7 @@ def _read(
         draws = [(count, seed), (further, further_seed(seed))]  # apart: a window depends on its batch by rounding
         return torch.cat([sample(model, tokenizer, size, length, own, data.prompts) for size, own in draws if size])
     if source == "repeated":
-        return repeated_windows(model, tokenizer, count + further, length, seed)
+        return repeated_windows(model, tokenizer, count + further, length, seed, times=4)  # twice in each half
     where = " + ".join(data.path) if source == "text" else f"{data.dataset} ({data.split})"
     files = data.files() if source == "text" else []
     unread = iter(files)

@@ -20,8 +20,8 @@ class Data:
 
     Attributes:
         source: `self` (sampled from the model, no data needed), `text` (files), `hub` (a data set), `given` (text where
-            there is a path, hub where there is a data set) or `repeated` (random tokens that the second half of a window
-            repeats). Several are joined by `+`, with weights, as in `text:2+self:1`: equal ones if there are none. If it is
+            there is a path, hub where there is a data set) or `repeated` (a segment of random tokens, four times in a
+            window). Several are joined by `+`, with weights, as in `text:2+self:1`: equal ones if there are none. If it is
             not set: what is given, and self where nothing is.
         path: text files, or globs and folders of them: `.txt`, or `.jsonl` and `.parquet` with a column of texts or of
             conversations. Relative to the folder that the command runs in; the files of a folder and of a glob, such as

@@ -37,6 +37,14 @@ def test_every_preset_compresses_a_model_as_far_as_it_says(path):
         assert result.model(tiny_tokens(2)).logits.isfinite().all()
 
 
+def test_heal_is_best_with_more_windows_and_training_and_baselines_are_compared_on_the_same_samples():
+    best, heal = (yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text()) for name in ("best", "heal"))
+    assert heal.pop("finetune") and heal["calibration"].pop("windows") == 2 * resolve("best").calibration.windows
+    assert heal == best
+    compared = yaml.safe_load((EXPERIMENTS / "benchmarks" / "retention.yaml").read_text())["options"]["calibration"]
+    assert compared == {"path": "valid.txt", **best["calibration"]}
+
+
 def test_there_is_one_for_every_related_method():
     names = {path.stem for path in (EXPERIMENTS / "baselines").glob("*.yaml")}
     deletion = {"shortgpt", "uidl", "llm_drop", "sleb", "blockpruner", "evopress"}
