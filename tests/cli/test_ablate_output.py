@@ -40,7 +40,8 @@ def test_on_a_terminal_a_table_is_live(grid, columns):
     shown, status = Terminal(command, grid, columns).end()
     text = plain(shown)
     assert status == 1 and "…" not in text and "running" in text
-    assert "4 of 4 cells finished, 2 of them failed" in text and "cell 1 of 4" in text
+    assert "4 of 4 cells finished, 2 of them failed" in text
+    assert re.search("cell [1-4] of 4", text)  # a cell may be over between two refreshes
     assert ("rank: 2, sparsity: 0.25, status: " in text) == (columns == 50)
 
 
