@@ -131,10 +131,14 @@ def duration(seconds: float) -> str:
 def show_above(above: Callable[[], RenderableType] | None) -> Iterator[None]:
     """Within the context, the terminal shows the stages below what `above` renders.
 
-    It has no effect inside itself, nor where progress is not shown on a terminal.
+    Inside itself, it shows at once what has begun, and no more. It has no effect where progress is not shown on a terminal.
     """
     global _live
-    if _live is not None or not is_on_terminal():
+    if _live is not None:
+        _live.refresh()
+        yield
+        return
+    if not is_on_terminal():
         yield
         return
     console = Console(stderr=True)
