@@ -164,7 +164,7 @@ def test_a_configuration_is_a_presets_name_a_file_or_the_record_of_a_run(tmp_pat
     (tmp_path / "compression.json").write_text(json.dumps({"configuration": written, "selected": []}))
     assert configuration(resolve("compression.json")) == written
     (tmp_path / "best").mkdir()  # a preset's name comes first
-    assert resolve("best").recipe.correction == 0.7
+    assert resolve("best").recipe.refit_kept == 0.5
     (tmp_path / "mine").write_text("sparsity: 0.125\nfinetune: {learning_rate: 3e-4}")  # a number, as YAML 1.2 has it
     assert (resolve("mine").recipe.sparsity, resolve("mine").recipe.finetune.learning_rate) == (0.125, 3e-4)
     with pytest.raises(SubFitError, match="there is no preset and no file 'bset'; did you mean 'best'\\? presets are best"):

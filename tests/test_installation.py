@@ -102,7 +102,7 @@ def test_presets_have_names(run, installed):
     shown = [line.split()[0] for line in run("list", "presets").splitlines() if line.startswith("  ")]
     assert shown == names
     assert "class_path: fisher" in run("list", "presets", "best")
-    assert "correction: 0.7" in run("compress", "--config", "best", "--print_config")
+    assert "refit_kept: 0.5" in run("compress", "--config", "best", "--print_config")
 
 
 def test_a_helper_a_file_of_two_and_a_broken_one_do_not_break_the_list(run, installed):

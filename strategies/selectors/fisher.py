@@ -1,7 +1,8 @@
 """How many neurons every FeedForward keeps, and which, by the Fisher information of each."""
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,6 @@ from subfit.bypass import Bypass
 from subfit.calibration.capture import Calibration, check_subset
 from subfit.calibration.gradients import gradients_at_sites
 from subfit.calibration.moments import Moments
-from subfit.calibration.sampling import draw
 from subfit.errors import SubFitError
 from subfit.fitting.budget import ROUNDING, Budget
 from subfit.fitting.layers import before_output_norm, linear_layer, output_norm_of
@@ -34,31 +34,45 @@ class Fisher(Selector):
 
         importance = E[((z - E z) g)^2],
 
-    g the gradient, with respect to z, of the loss of tokens that the model draws from what it predicts: Fisher pruning
-    (Theis et al., arXiv 1801.05787). The neurons of all FeedForwards are ranked together, and so
-    many go, the least important first, that the budget is met; the others are fitted to make up for them. An output norm
-    (RMSNorm) stays behind those that stay. The run's own bypasses, and the scores, are not used.
+    g the gradient, with respect to z, of the loss of tokens that follow what the model predicts: Fisher pruning (Theis et
+    al., arXiv 1801.05787). A prediction that the model is sure of hardly changes with a small change of the stream, but it
+    does with a large one, which the second order does not see. So what is measured is the sum of the divergences at several
+    temperatures T, of the logits divided by T, each times T^2, as in distillation (Hinton et al., arXiv 1503.02531).
+
+    The neurons of all FeedForwards are ranked together, and so many go, the least important first, that the budget is met;
+    the others are fitted to make up for them. An output norm (RMSNorm) stays behind those that stay. The run's own bypasses,
+    and the scores, are not used.
 
     Args:
         windows: number of calibration windows to measure on.
         length: tokens of each, from its beginning.
+        temperatures: of the divergences that are summed, above 0; 1 is the model's own.
         ridge: what holds the rows of the output projection near to what they are, relative to the variance of each unit.
         least: a FeedForward that would lose less than this share of its neurons stays whole.
-        seed: of the tokens that are drawn; that of the run if not given.
+        seed: of the random gradients; that of the run if not given.
 
     Raises:
         SubFitError: if the budget is not in parameters, or cannot be met.
     """
 
     def __init__(
-        self, windows: int = 64, length: int = 256, ridge: float = 0.5, least: float = 0.05, seed: int | None = None
+        self,
+        windows: int = 64,
+        length: int = 256,
+        temperatures: Sequence[float] = (1.0, 2.0),
+        ridge: float = 0.5,
+        least: float = 0.05,
+        seed: int | None = None,
     ) -> None:
         check_subset(windows, length)
         check_ridge(ridge)
+        if not temperatures or not all(0 < temperature < math.inf for temperature in temperatures):
+            raise SubFitError(f"fisher: temperatures are {list(temperatures)}; give one or more above 0")
         if not 0 <= least < 1:
             raise SubFitError(f"fisher: least is {least}; it must be at least 0 and less than 1")
         self.windows = windows
         self.length = length
+        self.temperatures = tuple(temperatures)
         self.ridge = ridge
         self.least = least
         self.seed = seed
@@ -74,7 +88,7 @@ class Fisher(Selector):
         for site in sites:
             hidden_layers(branches[site])  # or it cannot be fitted
         tokens = calibration.subset(self.windows, self.length).to(calibration.device)
-        importance = measure(calibration, sites, tokens, self.seed or 0)
+        importance = measure(calibration, sites, tokens, self.temperatures, self.seed or 0)
         numbers = numbers_to_keep(importance, budget.goal(), self.least)
         kept = {site: importance[site].topk(number).indices.sort().values for site, number in numbers.items()}
         return {site: FittedNeurons(units, self.ridge, norms[site]) for site, units in kept.items()}
@@ -121,7 +135,9 @@ def fixed_parameters(site: Site) -> int:
 
 
 @torch.no_grad()
-def measure(calibration: Calibration, sites: list[Site], tokens: Tensor, seed: int) -> dict[Site, Tensor]:
+def measure(
+    calibration: Calibration, sites: list[Site], tokens: Tensor, temperatures: Sequence[float], seed: int
+) -> dict[Site, Tensor]:
     """Returns the importance of each hidden unit of each site, (f) in nats per token; see `Fisher`.
 
     Args:
@@ -133,8 +149,7 @@ def measure(calibration: Calibration, sites: list[Site], tokens: Tensor, seed: i
     generator = torch.Generator(tokens.device).manual_seed(seed)
 
     def loss(logits: Tensor, window: Tensor) -> Tensor:
-        numbers = torch.rand(len(logits), dtype=torch.float64, device=logits.device, generator=generator)
-        return torch.nn.functional.cross_entropy(logits, draw(logits.detach(), numbers), reduction="sum")
+        return (logits * sum(random_gradient(logits.detach(), t, generator) for t in temperatures)).sum()
 
     sums = {site: torch.zeros(4, site.hidden, dtype=torch.float64, device=tokens.device) for site in sites}
     with Stage("importance of neurons", len(tokens), "windows") as progress:
@@ -151,6 +166,20 @@ def measure(calibration: Calibration, sites: list[Site], tokens: Tensor, seed: i
         if not importance[site].isfinite().all():
             raise SubFitError(f"fisher: {site.name} has NaN or infinite gradients or hidden units")
     return importance
+
+
+def random_gradient(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """Returns a random gradient with respect to logits (tokens, vocabulary), of mean zero and covariance diag(p) - p p^T.
+
+    That is the second derivative of T^2 times the divergence of p = softmax(logits / T), and the covariance of the gradient
+    of the loss of tokens drawn from p. Where the model is sure, such a draw is almost always the same token, of no gradient,
+    and rarely another one, of a large gradient. Random signs for the whole vocabulary give one of a like size each time, so
+    that fewer tokens are needed to measure on.
+    """
+    p = (logits / temperature).softmax(-1)
+    signs = torch.randint(0, 2, p.shape, dtype=p.dtype, device=p.device, generator=generator).mul_(2).sub_(1)
+    roots = p.sqrt().mul_(signs)
+    return roots.addcmul_(p, roots.sum(-1, keepdim=True), value=-1)
 
 
 def numbers_to_keep(importance: Mapping[Site, Tensor], goal: float, least: float) -> dict[Site, int]:

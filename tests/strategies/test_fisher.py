@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import recipe, tiny_model, tiny_tokenizer, tiny_tokens
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 import subfit
@@ -15,7 +14,7 @@ from subfit.fitting.one_shot import fit_one_shot
 from subfit.model.activations import watch
 from subfit.model.checkpoint import save
 from subfit.pipeline import compress_model
-from subfit.strategies.selectors.fisher import Fisher, FittedNeurons, measure, numbers_to_keep
+from subfit.strategies.selectors.fisher import Fisher, FittedNeurons, measure, numbers_to_keep, random_gradient
 
 SMALL = {"windows": 4, "length": 16}
 
@@ -24,12 +23,13 @@ def ffns(calibration):
     return [site for site in calibration.sites if site.kind == "ffn"]
 
 
-def test_the_importance_is_the_fisher_information_of_each_neuron():
-    """Token by token, with hooks of its own and the same draws."""
+@pytest.mark.parametrize("temperatures", [[1.0], [3.0], [1.0, 2.0]])
+def test_the_importance_is_the_fisher_information_of_each_neuron(temperatures):
+    """Token by token, with hooks of its own and the same random signs; several temperatures are one loss."""
     model, tokens = tiny_model(), tiny_tokens(3)
     calibration = Calibration(model, tokens)
     site = ffns(calibration)[1]
-    importance = measure(calibration, [site], tokens, seed=7)
+    importance = measure(calibration, [site], tokens, temperatures, seed=7)
 
     seen = {}
     down = model.model.layers[site.layer].mlp.down_proj
@@ -37,9 +37,15 @@ def test_the_importance_is_the_fisher_information_of_each_neuron():
     generator, z, g = torch.Generator().manual_seed(7), [], []
     for window in tokens:
         logits = model(window[None]).logits[0]
-        numbers = torch.rand(len(logits), 1, dtype=torch.float64, generator=generator)
-        drawn = (logits.double().softmax(-1).cumsum(-1) < numbers).sum(-1)
-        cross_entropy(logits, drawn, reduction="sum").backward()
+        wanted = torch.zeros_like(logits)  # the gradient with respect to the logits
+        for temperature in temperatures:
+            signs = torch.randint(0, 2, logits.shape, dtype=torch.float, generator=generator) * 2 - 1
+            p = (logits.detach().double() / temperature).softmax(-1)
+            roots = p.sqrt()
+            for t in range(len(p)):
+                factor = roots[t].diag() - torch.outer(p[t], roots[t])
+                wanted[t] += (factor @ signs[t].double()).float()
+        logits.backward(wanted)
         z += list(seen["z"][0].detach().double().numpy())
         g += list(seen["y"].grad[0].double().numpy())
     hook.remove()
@@ -47,6 +53,32 @@ def test_the_importance_is_the_fisher_information_of_each_neuron():
     expected = [np.mean(((z[:, j] - z[:, j].mean()) * (g @ w[j])) ** 2) for j in range(len(w))]
     np.testing.assert_allclose(importance[site].numpy(), expected, rtol=1e-4)
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_random_gradient_has_the_second_derivative_of_the_divergence_as_its_covariance(temperature):
+    logits = torch.tensor([0.5, -1.0, 3.0, 0.0, 1.0], dtype=torch.float64)
+
+    def divergence(change):
+        p, q = ((x / temperature).log_softmax(-1) for x in (logits, logits + change))
+        return temperature**2 * (p.exp() * (p - q)).sum()
+
+    expected = torch.autograd.functional.hessian(divergence, torch.zeros_like(logits))
+    draws = random_gradient(logits.expand(40000, 5), temperature, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(draws.T @ draws / len(draws), expected, rtol=0.05, atol=0.005)
+    torch.testing.assert_close(draws.mean(0), torch.zeros(5, dtype=torch.float64), rtol=0, atol=0.01)
+
+
+def test_one_pass_gives_the_sum_over_temperatures():
+    """In the mean over draws, as those at different temperatures are independent; the same ones would give more."""
+    tokens = tiny_tokens(4)
+    calibration = Calibration(tiny_model(), tokens)
+    site = ffns(calibration)[0]
+
+    def total(temperatures):
+        return sum(measure(calibration, [site], tokens, temperatures, seed)[site].sum().item() for seed in range(60))
+
+    assert total([1.0, 4.0]) == pytest.approx(total([1.0]) + total([4.0]), rel=0.05)
 
 
 @pytest.mark.parametrize("least", [0.0, 0.3])
@@ -163,6 +195,8 @@ def test_a_model_loses_neurons_and_keeps_every_attention(family, tmp_path):
     ("family", "options", "given", "message"),
     [
         ("llama", {}, {}, "fisher: it takes out neurons, which are no submodules; give the budget parameters"),
+        ("llama", {"temperatures": []}, {}, "fisher: temperatures are \\[\\]; give one or more above 0"),
+        ("llama", {"temperatures": [1.0, 0.0]}, {}, "fisher: temperatures are \\[1.0, 0.0\\]; give"),
         ("llama", {}, {"sparsity": 0.9}, "do not save .* parameters; give a lower sparsity"),
         ("mixtral", {}, {"sparsity": 0.1}, "no FeedForward that may be replaced has neurons"),
         ("llama", {"least": 1.0}, {}, "least is 1.0; it must be at least 0 and less than 1"),
