@@ -37,7 +37,8 @@ class Fisher(Selector):
     g the gradient, with respect to z, of the loss of tokens that follow what the model predicts: Fisher pruning (Theis et
     al., arXiv 1801.05787). A prediction that the model is sure of hardly changes with a small change of the stream, but it
     does with a large one, which the second order does not see. So what is measured is the sum of the divergences at several
-    temperatures T, of the logits divided by T, each times T^2, as in distillation (Hinton et al., arXiv 1503.02531).
+    temperatures T, of the logits divided by T, each times T^2, as in distillation (Hinton et al., arXiv 1503.02531). In our
+    measurements one temperature is as good.
 
     The neurons of all FeedForwards are ranked together, and so many go, the least important first, that the budget is met;
     the others are fitted to make up for them. An output norm (RMSNorm) stays behind those that stay. The run's own bypasses,
@@ -173,8 +174,8 @@ def random_gradient(logits: Tensor, temperature: float, generator: torch.Generat
 
     That is the second derivative of T^2 times the divergence of p = softmax(logits / T), and the covariance of the gradient
     of the loss of tokens drawn from p. Where the model is sure, such a draw is almost always the same token, of no gradient,
-    and rarely another one, of a large gradient. Random signs for the whole vocabulary give one of a like size each time, so
-    that fewer tokens are needed to measure on.
+    and rarely another one, of a large gradient. Random signs for the whole vocabulary give one of a like size each time. The
+    importance of neurons varies a little less with them.
     """
     p = (logits / temperature).softmax(-1)
     signs = torch.randint(0, 2, p.shape, dtype=p.dtype, device=p.device, generator=generator).mul_(2).sub_(1)
