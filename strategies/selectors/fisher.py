@@ -1,8 +1,7 @@
 """How many neurons every FeedForward keeps, and which, by the Fisher information of each."""
 
 import copy
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +34,7 @@ class Fisher(Selector):
         importance = E[((z - E z) g)^2],
 
     g the gradient, with respect to z, of the loss of tokens that follow what the model predicts: Fisher pruning (Theis et
-    al., arXiv 1801.05787). A prediction that the model is sure of hardly changes with a small change of the stream, but it
-    does with a large one, which the second order does not see. So what is measured is the sum of the divergences at several
-    temperatures T, of the logits divided by T, each times T^2, as in distillation (Hinton et al., arXiv 1503.02531). In our
-    measurements one temperature is as good.
+    al., arXiv 1801.05787). Random signs stand for the tokens; see `random_gradient`.
 
     The neurons of all FeedForwards are ranked together, and so many go, the least important first, that the budget is met;
     the others are fitted to make up for them. An output norm (RMSNorm) stays behind those that stay. The run's own bypasses,
@@ -47,7 +43,6 @@ class Fisher(Selector):
     Args:
         windows: number of calibration windows to measure on.
         length: tokens of each, from its beginning.
-        temperatures: of the divergences that are summed, above 0; 1 is the model's own.
         ridge: what holds the rows of the output projection near to what they are, relative to the variance of each unit.
         least: a FeedForward that would lose less than this share of its neurons stays whole.
         seed: of the random gradients; that of the run if not given.
@@ -60,20 +55,16 @@ class Fisher(Selector):
         self,
         windows: int = 64,
         length: int = 256,
-        temperatures: Sequence[float] = (1.0, 2.0),
         ridge: float = 0.5,
         least: float = 0.05,
         seed: int | None = None,
     ) -> None:
         check_subset(windows, length)
         check_ridge(ridge)
-        if not temperatures or not all(0 < temperature < math.inf for temperature in temperatures):
-            raise SubFitError(f"fisher: temperatures are {list(temperatures)}; give one or more above 0")
         if not 0 <= least < 1:
             raise SubFitError(f"fisher: least is {least}; it must be at least 0 and less than 1")
         self.windows = windows
         self.length = length
-        self.temperatures = tuple(temperatures)
         self.ridge = ridge
         self.least = least
         self.seed = seed
@@ -89,7 +80,7 @@ class Fisher(Selector):
         for site in sites:
             hidden_layers(branches[site])  # or it cannot be fitted
         tokens = calibration.subset(self.windows, self.length).to(calibration.device)
-        importance = measure(calibration, sites, tokens, self.temperatures, self.seed or 0)
+        importance = measure(calibration, sites, tokens, self.seed or 0)
         numbers = numbers_to_keep(importance, budget.goal(), self.least)
         kept = {site: importance[site].topk(number).indices.sort().values for site, number in numbers.items()}
         return {site: FittedNeurons(units, self.ridge, norms[site]) for site, units in kept.items()}
@@ -136,9 +127,7 @@ def fixed_parameters(site: Site) -> int:
 
 
 @torch.no_grad()
-def measure(
-    calibration: Calibration, sites: list[Site], tokens: Tensor, temperatures: Sequence[float], seed: int
-) -> dict[Site, Tensor]:
+def measure(calibration: Calibration, sites: list[Site], tokens: Tensor, seed: int) -> dict[Site, Tensor]:
     """Returns the importance of each hidden unit of each site, (f) in nats per token; see `Fisher`.
 
     Args:
@@ -150,7 +139,7 @@ def measure(
     generator = torch.Generator(tokens.device).manual_seed(seed)
 
     def loss(logits: Tensor, window: Tensor) -> Tensor:
-        return (logits * sum(random_gradient(logits.detach(), t, generator) for t in temperatures)).sum()
+        return (logits * random_gradient(logits.detach(), generator)).sum()
 
     sums = {site: torch.zeros(4, site.hidden, dtype=torch.float64, device=tokens.device) for site in sites}
     with Stage("importance of neurons", len(tokens), "windows") as progress:
@@ -169,15 +158,15 @@ def measure(
     return importance
 
 
-def random_gradient(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def random_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Returns a random gradient with respect to logits (tokens, vocabulary), of mean zero and covariance diag(p) - p p^T.
 
-    That is the second derivative of T^2 times the divergence of p = softmax(logits / T), and the covariance of the gradient
-    of the loss of tokens drawn from p. Where the model is sure, such a draw is almost always the same token, of no gradient,
+    p = softmax(logits). That is the second derivative of the divergence from p, and the covariance of the gradient of the
+    loss of tokens drawn from p. Where the model is sure, such a draw is almost always the same token, of no gradient,
     and rarely another one, of a large gradient. Random signs for the whole vocabulary give one of a like size each time. The
     importance of neurons varies a little less with them.
     """
-    p = (logits / temperature).softmax(-1)
+    p = logits.softmax(-1)
     signs = torch.randint(0, 2, p.shape, dtype=p.dtype, device=p.device, generator=generator).mul_(2).sub_(1)
     roots = p.sqrt().mul_(signs)
     return roots.addcmul_(p, roots.sum(-1, keepdim=True), value=-1)

@@ -23,13 +23,12 @@ def ffns(calibration):
     return [site for site in calibration.sites if site.kind == "ffn"]
 
 
-@pytest.mark.parametrize("temperatures", [[1.0], [3.0], [1.0, 2.0]])
-def test_the_importance_is_the_fisher_information_of_each_neuron(temperatures):
-    """Token by token, with hooks of its own and the same random signs; several temperatures are one loss."""
+def test_the_importance_is_the_fisher_information_of_each_neuron():
+    """Token by token, with hooks of its own and the same random signs."""
     model, tokens = tiny_model(), tiny_tokens(3)
     calibration = Calibration(model, tokens)
     site = ffns(calibration)[1]
-    importance = measure(calibration, [site], tokens, temperatures, seed=7)
+    importance = measure(calibration, [site], tokens, seed=7)
 
     seen = {}
     down = model.model.layers[site.layer].mlp.down_proj
@@ -37,15 +36,12 @@ def test_the_importance_is_the_fisher_information_of_each_neuron(temperatures):
     generator, z, g = torch.Generator().manual_seed(7), [], []
     for window in tokens:
         logits = model(window[None]).logits[0]
-        wanted = torch.zeros_like(logits)  # the gradient with respect to the logits
-        for temperature in temperatures:
-            signs = torch.randint(0, 2, logits.shape, dtype=torch.float, generator=generator) * 2 - 1
-            p = (logits.detach().double() / temperature).softmax(-1)
-            roots = p.sqrt()
-            for t in range(len(p)):
-                factor = roots[t].diag() - torch.outer(p[t], roots[t])
-                wanted[t] += (factor @ signs[t].double()).float()
-        logits.backward(wanted)
+        signs = torch.randint(0, 2, logits.shape, dtype=torch.float, generator=generator) * 2 - 1
+        p = logits.detach().double().softmax(-1)
+        roots = p.sqrt()
+        factors = [roots[t].diag() - torch.outer(p[t], roots[t]) for t in range(len(p))]
+        wanted = [factor @ signs[t].double() for t, factor in enumerate(factors)]  # gradients with respect to the logits
+        logits.backward(torch.stack(wanted).float())
         z += list(seen["z"][0].detach().double().numpy())
         g += list(seen["y"].grad[0].double().numpy())
     hook.remove()
@@ -55,30 +51,17 @@ def test_the_importance_is_the_fisher_information_of_each_neuron(temperatures):
     assert all(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_the_random_gradient_has_the_second_derivative_of_the_divergence_as_its_covariance(temperature):
+def test_the_random_gradient_has_the_second_derivative_of_the_divergence_as_its_covariance():
     logits = torch.tensor([0.5, -1.0, 3.0, 0.0, 1.0], dtype=torch.float64)
 
     def divergence(change):
-        p, q = ((x / temperature).log_softmax(-1) for x in (logits, logits + change))
-        return temperature**2 * (p.exp() * (p - q)).sum()
+        p, q = (x.log_softmax(-1) for x in (logits, logits + change))
+        return (p.exp() * (p - q)).sum()
 
     expected = torch.autograd.functional.hessian(divergence, torch.zeros_like(logits))
-    draws = random_gradient(logits.expand(40000, 5), temperature, torch.Generator().manual_seed(0))
+    draws = random_gradient(logits.expand(40000, 5), torch.Generator().manual_seed(0))
     torch.testing.assert_close(draws.T @ draws / len(draws), expected, rtol=0.05, atol=0.005)
     torch.testing.assert_close(draws.mean(0), torch.zeros(5, dtype=torch.float64), rtol=0, atol=0.01)
-
-
-def test_one_pass_gives_the_sum_over_temperatures():
-    """In the mean over draws, as those at different temperatures are independent; the same ones would give more."""
-    tokens = tiny_tokens(4)
-    calibration = Calibration(tiny_model(), tokens)
-    site = ffns(calibration)[0]
-
-    def total(temperatures):
-        return sum(measure(calibration, [site], tokens, temperatures, seed)[site].sum().item() for seed in range(60))
-
-    assert total([1.0, 4.0]) == pytest.approx(total([1.0]) + total([4.0]), rel=0.05)
 
 
 @pytest.mark.parametrize("least", [0.0, 0.3])
@@ -195,8 +178,6 @@ def test_a_model_loses_neurons_and_keeps_every_attention(family, tmp_path):
     ("family", "options", "given", "message"),
     [
         ("llama", {}, {}, "fisher: it takes out neurons, which are no submodules; give the budget parameters"),
-        ("llama", {"temperatures": []}, {}, "fisher: temperatures are \\[\\]; give one or more above 0"),
-        ("llama", {"temperatures": [1.0, 0.0]}, {}, "fisher: temperatures are \\[1.0, 0.0\\]; give"),
         ("llama", {}, {"sparsity": 0.9}, "do not save .* parameters; give a lower sparsity"),
         ("mixtral", {}, {"sparsity": 0.1}, "no FeedForward that may be replaced has neurons"),
         ("llama", {"least": 1.0}, {}, "least is 1.0; it must be at least 0 and less than 1"),
