@@ -29,7 +29,7 @@ class Forked:
         self.args = command
         self.returncode: int | None = None
         pipes = [] if outputs else [os.pipe(), os.pipe()]
-        self._outputs = [open(reader) for reader, _ in pipes]  # noqa: SIM115
+        self._outputs = [open(reader) for reader, _ in pipes]  # noqa: SIM115  # `communicate` closes them
         self._status, status = os.pipe()
         own = [os.open(os.devnull, os.O_RDONLY), *(writer for _, writer in pipes), status]
         request = json.dumps({"command": command, "folder": str(folder), "environment": dict(environment)})

@@ -8,7 +8,7 @@ from subfit.tracking.atomic import whole_file
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "a") as partial:
         partial.write_text("half of")
-        1 / 0  # noqa: B018
+        1 / 0  # noqa: B018  # it is there to fail
     assert list(tmp_path.iterdir()) == []
 
 
